@@ -1,0 +1,53 @@
+"""avfuse: continuous emotion from video, in two stages that meet on disk.
+
+Stage 1 (``avfuse extract``) turns videos into a feature cache once; stage 2 (``avfuse fuse-train``) trains light
+audio-visual fusion heads from that cache; ``avfuse report`` tabulates the concordance of the runs.
+
+The public names below load on first use, so that importing avfuse stays cheap: it imports neither torch nor zarr.
+"""
+
+import importlib
+import os
+from typing import TYPE_CHECKING, Any
+
+# Idle OpenMP threads must sleep: spinning ones slow small convolutions down tenfold on shared cores. The runtime
+# reads this once, when torch is first imported, so it is set here and never overrides the user's own choice.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "Annotation": "avfuse.schema",
+    "Recording": "avfuse.schema",
+    "ExtractOptions": "avfuse.options",
+    "TrainOptions": "avfuse.options",
+    "ReportOptions": "avfuse.options",
+    "DemoOptions": "avfuse.options",
+    "FeatureCache": "avfuse.cache",
+    "CacheSpec": "avfuse.cache",
+    "extract": "avfuse.extract",
+    "train": "avfuse.train",
+    "report": "avfuse.report",
+    "ccc": "avfuse.metrics.ccc",
+}
+
+__all__ = ["__version__", *_PUBLIC]
+
+if TYPE_CHECKING:
+    from avfuse.cache import CacheSpec, FeatureCache
+    from avfuse.extract import extract
+    from avfuse.metrics.ccc import ccc
+    from avfuse.options import DemoOptions, ExtractOptions, ReportOptions, TrainOptions
+    from avfuse.report import report
+    from avfuse.schema import Annotation, Recording
+    from avfuse.train import train
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'avfuse' has no attribute {name!r}")
+    return getattr(importlib.import_module(_PUBLIC[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

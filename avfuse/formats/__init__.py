@@ -1,0 +1,8 @@
+"""Formats: a `ReportTable` as text.
+
+Contract
+--------
+``render(table: ReportTable) -> str`` returns the whole document, ending with a newline. Formats that machines read
+(csv, json) write ``table.records``; formats that people read (markdown, latex) write ``table.rows`` under
+``table.columns`` and the notes below, escaped as the format demands.
+"""

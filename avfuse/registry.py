@@ -1,0 +1,50 @@
+"""The plugs: one table per socket, name -> "module:attribute".
+
+Rows are strings, so that the choices of an option can be listed without importing what they name. A plug is added by
+one file in its socket's folder and one row here.
+"""
+
+import importlib
+from typing import Any
+
+from avfuse.schema import UsageError
+
+CORPORA = {
+    "aff_wild2": "avfuse.corpora.aff_wild2:AffWild2Corpus",
+    "folder": "avfuse.corpora.folder:FolderCorpus",
+}
+ENCODERS = {
+    "r3d": "avfuse.encoders.r3d:R3DEncoder",
+    "spectrogram_resnet": "avfuse.encoders.spectrogram_resnet:SpectrogramResNetEncoder",
+}
+HEADS = {
+    "recursive_joint_attention": "avfuse.fusion.recursive_joint_attention:RecursiveJointAttention",
+    "concat": "avfuse.fusion.concat:ConcatFusion",
+    "audio_only": "avfuse.fusion.audio_only:AudioOnly",
+    "visual_only": "avfuse.fusion.visual_only:VisualOnly",
+}
+METRICS = {
+    "ccc": "avfuse.metrics.ccc:ccc",
+}
+FORMATS = {
+    "markdown": "avfuse.formats.markdown:render",
+    "latex": "avfuse.formats.latex:render",
+    "csv": "avfuse.formats.csv:render",
+    "json": "avfuse.formats.json:render",
+}
+SOCKETS = {"corpus": CORPORA, "encoder": ENCODERS, "head": HEADS, "metric": METRICS, "format": FORMATS}
+
+
+def load(socket: str, name: str) -> Any:
+    """Import and return the plug `name` of a socket (a key of `SOCKETS`).
+
+    Raises
+    ------
+    UsageError
+        If the socket has no plug of that name; the message lists the known names.
+    """
+    table = SOCKETS[socket]
+    if name not in table:
+        raise UsageError(f"unknown {socket} '{name}'; known: {', '.join(table)}")
+    module, attribute = table[name].split(":")
+    return getattr(importlib.import_module(module), attribute)

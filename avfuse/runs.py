@@ -1,0 +1,209 @@
+"""The run directory: what a training leaves behind, readable without torch.
+
+::
+
+    <run>/run.json          what was asked for, on which features, with which versions, and whether it is complete
+    <run>/history.jsonl     one line per epoch: losses and CCC
+    <run>/predictions.npz   per-frame predictions of the validation partition, with targets and times
+    <run>/head.pt           the best head: name, arguments, weights (see `avfuse.checkpoint`)
+    <run>/state.pt          what an interrupted training needs to go on; removed when it is complete
+
+Every file is written aside and renamed; `run.json` with ``"complete": true`` comes last.
+"""
+
+import dataclasses
+import json
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from avfuse.schema import Predictions, UsageError
+
+FORMAT_VERSION = 1
+RUN_FILE = "run.json"
+HISTORY_FILE = "history.jsonl"
+PREDICTIONS_FILE = "predictions.npz"
+HEAD_FILE = "head.pt"
+STATE_FILE = "state.pt"
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """What identifies a run.
+
+    Attributes
+    ----------
+    head : str
+        Name of the fusion head.
+    head_options : dict
+        The head's own arguments, as given.
+    targets : tuple of str
+    seed : int
+    options : dict
+        Every other training option that shapes the weights.
+    fingerprint : str
+        Fingerprint of the feature cache that the run was trained on.
+    dataset : str
+        Name of the data set in that cache.
+    versions : dict
+        Versions of avfuse and of the packages that shape the numbers.
+    summary : dict
+        Filled when training ends: best epoch, epochs, number of parameters, seconds, validation CCC per target.
+    complete : bool
+    """
+
+    head: str
+    head_options: dict[str, Any]
+    targets: tuple[str, ...]
+    seed: int
+    options: dict[str, Any]
+    fingerprint: str
+    dataset: str
+    versions: dict[str, str] = field(default_factory=dict)
+    summary: dict[str, Any] = field(default_factory=dict)
+    complete: bool = False
+    format_version: int = FORMAT_VERSION
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What two runs must share to be the same training."""
+        return {
+            "head": self.head,
+            "head_options": self.head_options,
+            "targets": list(self.targets),
+            "seed": self.seed,
+            "options": self.options,
+            "fingerprint": self.fingerprint,
+        }
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file aside, flush it to disk and rename it into place."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with aside.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    aside.replace(path)
+
+
+def write_run(run: Path, record: RunRecord) -> None:
+    """Write `run.json`, making the folder where needed."""
+    run.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(dataclasses.asdict(record), indent=2, sort_keys=True)
+    write_atomically(run / RUN_FILE, text.encode() + b"\n")
+
+
+def read_run(run: Path) -> RunRecord:
+    """Read `run.json`.
+
+    Raises
+    ------
+    UsageError
+        If the folder holds no run, or one of a format this version does not know.
+    """
+    path = run / RUN_FILE
+    if not path.is_file():
+        raise UsageError(f"{run} is not a run: it holds no {RUN_FILE}")
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        version = values["format_version"]
+        if version != FORMAT_VERSION:
+            raise UsageError(f"{path} has format version {version}; this avfuse reads {FORMAT_VERSION}")
+        return RunRecord(**{**values, "targets": tuple(values["targets"])})
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise UsageError(f"{path} is not a run record ({error}); train the run again") from error
+
+
+def find_runs(places: Iterable[Path]) -> list[Path]:
+    """Return every run in the given folders: a place is a run itself or holds runs at any depth.
+
+    Raises
+    ------
+    UsageError
+        If a place does not exist or holds no run.
+    """
+    found: dict[Path, None] = {}
+    for place in places:
+        if not place.is_dir():
+            raise UsageError(f"{place} does not exist; give a run or a folder of runs")
+        inside = [place] if (place / RUN_FILE).is_file() else sorted(path.parent for path in place.rglob(RUN_FILE))
+        if not inside:
+            raise UsageError(f"{place} holds no run (no {RUN_FILE} at any depth); train one with: avfuse fuse-train")
+        found.update(dict.fromkeys(path.resolve() for path in inside))
+    return list(found)
+
+
+def append_history(run: Path, epoch: dict[str, Any]) -> None:
+    """Add one epoch to `history.jsonl`."""
+    with (run / HISTORY_FILE).open("a", encoding="utf-8") as file:
+        file.write(json.dumps(epoch) + "\n")
+
+
+def read_history(run: Path) -> list[dict[str, Any]]:
+    """Read `history.jsonl`; an absent file is an empty history, a torn last line is left out."""
+    path = run / HISTORY_FILE
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").split("\n")
+    return [json.loads(line) for line in lines[:-1] if line]
+
+
+def write_history(run: Path, epochs: Sequence[dict[str, Any]]) -> None:
+    """Replace `history.jsonl`."""
+    write_atomically(run / HISTORY_FILE, "".join(json.dumps(epoch) + "\n" for epoch in epochs).encode())
+
+
+def write_predictions(run: Path, predictions: Sequence[Predictions]) -> None:
+    """Write the predictions of all recordings to `predictions.npz`, frames one after another."""
+    aside = run / f".{PREDICTIONS_FILE}.{os.getpid()}.tmp"
+    with aside.open("wb") as file:
+        np.savez(
+            file,
+            recording=np.array([p.recording for p in predictions], dtype=np.str_),
+            subject=np.array([p.subject for p in predictions], dtype=np.str_),
+            partition=np.array([p.partition for p in predictions], dtype=np.str_),
+            targets=np.array(predictions[0].targets, dtype=np.str_),
+            num_frames=np.array([len(p.time_s) for p in predictions]),
+            time_s=np.concatenate([p.time_s for p in predictions]),
+            prediction=np.concatenate([p.prediction_FE for p in predictions]),
+            target=np.concatenate([p.target_FE for p in predictions]),
+            face=np.concatenate([p.face_F for p in predictions]),
+        )
+        file.flush()
+        os.fsync(file.fileno())
+    aside.replace(run / PREDICTIONS_FILE)
+
+
+def read_predictions(run: Path) -> list[Predictions]:
+    """Read `predictions.npz`, one item per recording.
+
+    Raises
+    ------
+    UsageError
+        If the run has no predictions.
+    """
+    path = run / PREDICTIONS_FILE
+    if not path.is_file():
+        raise UsageError(f"{run} holds no {PREDICTIONS_FILE}: its training did not end; start it again to go on")
+    with np.load(path, allow_pickle=False) as arrays:
+        ends = np.cumsum(arrays["num_frames"])[:-1]
+        parts = {name: np.split(arrays[name], ends) for name in ("time_s", "prediction", "target", "face")}
+        targets = tuple(str(name) for name in arrays["targets"])
+        return [
+            Predictions(
+                recording=str(arrays["recording"][i]),
+                subject=str(arrays["subject"][i]),
+                partition=str(arrays["partition"][i]),
+                targets=targets,
+                time_s=parts["time_s"][i],
+                prediction_FE=parts["prediction"][i],
+                target_FE=parts["target"][i],
+                face_F=parts["face"][i],
+            )
+            for i in range(len(arrays["recording"]))
+        ]

@@ -1,0 +1,163 @@
+"""The nouns of avfuse, and the legend of its shape suffixes.
+
+Shapes are written as suffixes of tensor names, one capital per axis::
+
+    B batch    T clips of a window    N clips of a recording    F frames of a recording    K frames of a clip
+    Y X pixels C channels             H W map cells             A audio size               D hidden size
+    E targets  S audio samples        M mel bands
+
+A line that changes the shape of a tensor changes the suffix of its name.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    import torch
+
+PARTITIONS = ("train", "validation", "test")
+
+FAILURE_REASONS = {
+    "missing_file": "the media file is not where the corpus says it is",
+    "unreadable": "the media file cannot be opened or decoded",
+    "no_video_stream": "the file holds no video stream, or one without frames",
+    "no_audio_stream": "the file holds no audio stream, or one without samples",
+    "annotation_invalid": "the annotation file does not follow its format",
+    "annotation_mismatch": "the annotation and the video disagree about the number of frames",
+    "feature_overflow": "a feature does not fit the number format of the cache",
+    "out_of_memory": "the machine ran out of memory",
+    "unexpected": "an error that avfuse does not know; the message is kept",
+}
+
+
+class UsageError(ValueError):
+    """Something the user gave cannot be used; the message says what was given, what is allowed and what to do."""
+
+
+class RecordingError(Exception):
+    """One recording cannot be used; the others can.
+
+    Parameters
+    ----------
+    reason : str
+        A key of `FAILURE_REASONS`.
+    message : str
+        What was found, and where.
+    """
+
+    def __init__(self, reason: str, message: str) -> None:
+        if reason not in FAILURE_REASONS:
+            raise ValueError(f"unknown failure reason {reason!r}; known: {', '.join(FAILURE_REASONS)}")
+        super().__init__(message)
+        self.reason = reason
+
+
+@dataclass(frozen=True)
+class Recording:
+    """One source video with its subject.
+
+    `name` is unique in its corpus: a POSIX path relative to the corpus root, without extension, or the name that the
+    data set's annotation files use. `annotation_path` is None where no target is known (a test partition).
+    """
+
+    name: str
+    path: Path
+    partition: str
+    subject: str
+    annotation_path: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.partition not in PARTITIONS:
+            raise ValueError(f"{self.name}: partition {self.partition!r} is none of {', '.join(PARTITIONS)}")
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """A rated trace: one row per video frame, or one row per time stamp.
+
+    Attributes
+    ----------
+    targets : tuple of str
+        Names of the columns, for example ``("valence", "arousal")``.
+    values_FE : ndarray, shape (rows, E), float64
+        The ratings; NaN where unrated.
+    time_s : ndarray, shape (rows,), float64, or None
+        Time of each row in seconds on the video's clock, increasing; None when row i rates frame i.
+    """
+
+    targets: tuple[str, ...]
+    values_FE: npt.NDArray[np.float64]
+    time_s: npt.NDArray[np.float64] | None = None
+
+    def __post_init__(self) -> None:
+        if self.values_FE.ndim != 2 or self.values_FE.shape[1] != len(self.targets):
+            raise ValueError(f"values of shape {self.values_FE.shape} do not hold {len(self.targets)} targets")
+        if self.time_s is not None and self.time_s.shape != self.values_FE.shape[:1]:
+            raise ValueError(f"{self.time_s.shape[0]} times for {self.values_FE.shape[0]} rows")
+
+
+@dataclass
+class Batch:
+    """Windows of T consecutive clips, padded at the end to one length.
+
+    Attributes
+    ----------
+    audio_BTA : Tensor, (B, T, A), float32
+    video_BTCHW : Tensor, (B, T, C, H, W), float16 as cached; heads compute in their own precision
+    target_BTE : Tensor, (B, T, E), float32, NaN where unrated or padded
+    mask_BT : Tensor, (B, T), bool, True for a clip, False for padding
+    face_BT : Tensor, (B, T), float32, share of the clip's frames that show the face, 0 for padding
+    """
+
+    audio_BTA: torch.Tensor
+    video_BTCHW: torch.Tensor
+    target_BTE: torch.Tensor
+    mask_BT: torch.Tensor
+    face_BT: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Per-frame predictions of one recording, with what is needed to score them.
+
+    Attributes
+    ----------
+    recording, subject, partition : str
+    targets : tuple of str
+    time_s : ndarray, (F,), float64
+        Presentation time of each frame, in seconds.
+    prediction_FE, target_FE : ndarray, (F, E), float32
+        `target_FE` is NaN where the frame is unrated.
+    face_F : ndarray, (F,), bool
+        Whether the face was found in the frame.
+    """
+
+    recording: str
+    subject: str
+    partition: str
+    targets: tuple[str, ...]
+    time_s: npt.NDArray[np.float64]
+    prediction_FE: npt.NDArray[np.float32]
+    target_FE: npt.NDArray[np.float32]
+    face_F: npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class ReportTable:
+    """A table ready to be written in any format.
+
+    `columns` are the headings; `rows` hold one string per column, ready to print; `records` hold the same rows as
+    plain values for formats that machines read; `notes` are lines printed below.
+    """
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    records: tuple[dict[str, Any], ...]
+    notes: tuple[str, ...] = ()
