@@ -1,7 +1,8 @@
 """avfuse: continuous emotion from video, in two stages that meet on disk.
 
 Stage 1 (``avfuse extract``) turns videos into a feature cache once; stage 2 (``avfuse fuse-train``) trains light
-audio-visual fusion heads from that cache; ``avfuse report`` tabulates the concordance of the runs.
+audio-visual fusion heads from that cache; ``avfuse report`` tabulates the concordance of the runs. The stages are
+functions of their options: `avfuse.extract.extract`, `avfuse.train.train`, `avfuse.report.report`.
 
 The public names below load on first use, so that importing avfuse stays cheap: it imports neither torch nor zarr.
 """
@@ -18,29 +19,39 @@ __version__ = "0.1.0"
 
 _PUBLIC = {
     "Annotation": "avfuse.schema",
-    "Recording": "avfuse.schema",
-    "ExtractOptions": "avfuse.options",
-    "TrainOptions": "avfuse.options",
-    "ReportOptions": "avfuse.options",
-    "DemoOptions": "avfuse.options",
-    "FeatureCache": "avfuse.cache",
     "CacheSpec": "avfuse.cache",
-    "extract": "avfuse.extract",
-    "train": "avfuse.train",
-    "report": "avfuse.report",
+    "DemoOptions": "avfuse.options",
+    "ExtractOptions": "avfuse.options",
+    "FeatureCache": "avfuse.cache",
+    "Recording": "avfuse.schema",
+    "ReportOptions": "avfuse.options",
+    "TrainOptions": "avfuse.options",
+    "UsageError": "avfuse.schema",
     "ccc": "avfuse.metrics.ccc",
+    "load_head": "avfuse.checkpoint",
 }
 
-__all__ = ["__version__", *_PUBLIC]
+__all__ = [
+    "Annotation",
+    "CacheSpec",
+    "DemoOptions",
+    "ExtractOptions",
+    "FeatureCache",
+    "Recording",
+    "ReportOptions",
+    "TrainOptions",
+    "UsageError",
+    "__version__",
+    "ccc",
+    "load_head",
+]
 
 if TYPE_CHECKING:
     from avfuse.cache import CacheSpec, FeatureCache
-    from avfuse.extract import extract
+    from avfuse.checkpoint import load_head
     from avfuse.metrics.ccc import ccc
     from avfuse.options import DemoOptions, ExtractOptions, ReportOptions, TrainOptions
-    from avfuse.report import report
-    from avfuse.schema import Annotation, Recording
-    from avfuse.train import train
+    from avfuse.schema import Annotation, Recording, UsageError
 
 
 def __getattr__(name: str) -> Any:

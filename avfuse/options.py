@@ -67,7 +67,9 @@ def _parse_value(text: str) -> Any:
 
 def format_assignments(values: Mapping[str, Any]) -> str:
     """Write {"recursions": 2, "joint_blstm": False} as "joint_blstm=false, recursions=2"."""
-    return ", ".join(f"{key}={str(value).lower() if isinstance(value, bool) else value}" for key, value in sorted(values.items()))
+    return ", ".join(
+        f"{key}={str(value).lower() if isinstance(value, bool) else value}" for key, value in sorted(values.items())
+    )
 
 
 def cache_home(given: Path | None) -> Path:
@@ -92,6 +94,7 @@ class ExtractOptions:
 
     root: Path = knob(help="Root folder of the corpus.", argument="ROOT", record=False)
     corpus: str = knob("aff_wild2", "How the folder is laid out.", choices=tuple(registry.CORPORA))
+    dataset: str | None = knob(None, "Name of the data set in the cache.  [default: the folder's name]")
     cache: Path | None = knob(
         None, f"Folder for everything that can be recomputed.  [default: ${CACHE_VARIABLE}, else ./cache]", record=False
     )
@@ -135,7 +138,9 @@ class TrainOptions:
     gradient_clip: float = knob(1.0, "Largest norm of the gradient; 0 turns clipping off.", minimum=0.0)
     amp: str = knob("off", "Mixed precision.", choices=("off", "bf16"))
     seed: tuple[int, ...] = knob((0,), "Seed of a run; give it several times for several runs.")
-    out: Path | None = knob(None, "Folder of the runs.  [default: runs/<cache>/<head> beside the features]", record=False)
+    out: Path | None = knob(
+        None, "Folder of the runs.  [default: runs/<cache>/<head> beside the features]", record=False
+    )
     device: str = knob("auto", "auto, cpu, cuda or cuda:N.", record=False)
 
 

@@ -12,15 +12,18 @@ Every file is written aside and renamed; `run.json` with ``"complete": true`` co
 """
 
 import dataclasses
+import io
 import json
-import os
-from collections.abc import Iterable, Sequence
+import zipfile
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from avfuse.atomic import write_atomically
 from avfuse.schema import Predictions, UsageError
 
 FORMAT_VERSION = 1
@@ -81,16 +84,6 @@ class RunRecord:
         }
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file aside, flush it to disk and rename it into place."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with aside.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)
-
-
 def write_run(run: Path, record: RunRecord) -> None:
     """Write `run.json`, making the folder where needed."""
     run.mkdir(parents=True, exist_ok=True)
@@ -115,7 +108,7 @@ def read_run(run: Path) -> RunRecord:
         if version != FORMAT_VERSION:
             raise UsageError(f"{path} has format version {version}; this avfuse reads {FORMAT_VERSION}")
         return RunRecord(**{**values, "targets": tuple(values["targets"])})
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise UsageError(f"{path} is not a run record ({error}); train the run again") from error
 
 
@@ -138,12 +131,6 @@ def find_runs(places: Iterable[Path]) -> list[Path]:
     return list(found)
 
 
-def append_history(run: Path, epoch: dict[str, Any]) -> None:
-    """Add one epoch to `history.jsonl`."""
-    with (run / HISTORY_FILE).open("a", encoding="utf-8") as file:
-        file.write(json.dumps(epoch) + "\n")
-
-
 def read_history(run: Path) -> list[dict[str, Any]]:
     """Read `history.jsonl`; an absent file is an empty history, a torn last line is left out."""
     path = run / HISTORY_FILE
@@ -160,23 +147,20 @@ def write_history(run: Path, epochs: Sequence[dict[str, Any]]) -> None:
 
 def write_predictions(run: Path, predictions: Sequence[Predictions]) -> None:
     """Write the predictions of all recordings to `predictions.npz`, frames one after another."""
-    aside = run / f".{PREDICTIONS_FILE}.{os.getpid()}.tmp"
-    with aside.open("wb") as file:
-        np.savez(
-            file,
-            recording=np.array([p.recording for p in predictions], dtype=np.str_),
-            subject=np.array([p.subject for p in predictions], dtype=np.str_),
-            partition=np.array([p.partition for p in predictions], dtype=np.str_),
-            targets=np.array(predictions[0].targets, dtype=np.str_),
-            num_frames=np.array([len(p.time_s) for p in predictions]),
-            time_s=np.concatenate([p.time_s for p in predictions]),
-            prediction=np.concatenate([p.prediction_FE for p in predictions]),
-            target=np.concatenate([p.target_FE for p in predictions]),
-            face=np.concatenate([p.face_F for p in predictions]),
-        )
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(run / PREDICTIONS_FILE)
+    content = io.BytesIO()
+    np.savez(
+        content,
+        recording=np.array([p.recording for p in predictions], dtype=np.str_),
+        subject=np.array([p.subject for p in predictions], dtype=np.str_),
+        partition=np.array([p.partition for p in predictions], dtype=np.str_),
+        targets=np.array(predictions[0].targets, dtype=np.str_),
+        num_frames=np.array([len(p.time_s) for p in predictions]),
+        time_s=np.concatenate([p.time_s for p in predictions]),
+        prediction=np.concatenate([p.prediction_FE for p in predictions]),
+        target=np.concatenate([p.target_FE for p in predictions]),
+        face=np.concatenate([p.face_F for p in predictions]),
+    )
+    write_atomically(run / PREDICTIONS_FILE, content.getvalue())
 
 
 def read_predictions(run: Path) -> list[Predictions]:
@@ -185,25 +169,32 @@ def read_predictions(run: Path) -> list[Predictions]:
     Raises
     ------
     UsageError
-        If the run has no predictions.
+        If the run has no predictions, or damaged ones.
     """
     path = run / PREDICTIONS_FILE
     if not path.is_file():
         raise UsageError(f"{run} holds no {PREDICTIONS_FILE}: its training did not end; start it again to go on")
-    with np.load(path, allow_pickle=False) as arrays:
-        ends = np.cumsum(arrays["num_frames"])[:-1]
-        parts = {name: np.split(arrays[name], ends) for name in ("time_s", "prediction", "target", "face")}
-        targets = tuple(str(name) for name in arrays["targets"])
-        return [
-            Predictions(
-                recording=str(arrays["recording"][i]),
-                subject=str(arrays["subject"][i]),
-                partition=str(arrays["partition"][i]),
-                targets=targets,
-                time_s=parts["time_s"][i],
-                prediction_FE=parts["prediction"][i],
-                target_FE=parts["target"][i],
-                face_F=parts["face"][i],
-            )
-            for i in range(len(arrays["recording"]))
-        ]
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            return _unpack_predictions(arrays)
+    except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, ValueError, TypeError) as error:
+        raise UsageError(f"{path} is damaged ({error}); train the run again") from error
+
+
+def _unpack_predictions(arrays: Mapping[str, Any]) -> list[Predictions]:
+    ends = np.cumsum(arrays["num_frames"])[:-1]
+    parts = {name: np.split(arrays[name], ends) for name in ("time_s", "prediction", "target", "face")}
+    names = {name: [str(text) for text in arrays[name]] for name in ("recording", "subject", "partition", "targets")}
+    return [
+        Predictions(
+            recording=names["recording"][i],
+            subject=names["subject"][i],
+            partition=names["partition"][i],
+            targets=tuple(names["targets"]),
+            time_s=parts["time_s"][i],
+            prediction_FE=parts["prediction"][i],
+            target_FE=parts["target"][i],
+            face_F=parts["face"][i],
+        )
+        for i in range(len(names["recording"]))
+    ]

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import torch
 
 PARTITIONS = ("train", "validation", "test")
+MAX_ROW_DIFFERENCE, MAX_ROW_DIFFERENCE_SHARE = 5, 0.02  # annotation rows that may be missing or left over
 
 FAILURE_REASONS = {
     "missing_file": "the media file is not where the corpus says it is",
@@ -59,6 +60,15 @@ class RecordingError(Exception):
 
 
 @dataclass(frozen=True)
+class Failure:
+    """Why a recording could not be used: a key of `FAILURE_REASONS`, and what was found."""
+
+    recording: str
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True)
 class Recording:
     """One source video with its subject.
 
@@ -89,17 +99,46 @@ class Annotation:
         The ratings; NaN where unrated.
     time_s : ndarray, shape (rows,), float64, or None
         Time of each row in seconds on the video's clock, increasing; None when row i rates frame i.
+    is_dense : bool
+        Whether, without times, every frame is meant to have its row; otherwise frames beyond the last row are unrated.
     """
 
     targets: tuple[str, ...]
     values_FE: npt.NDArray[np.float64]
     time_s: npt.NDArray[np.float64] | None = None
+    is_dense: bool = True
 
     def __post_init__(self) -> None:
         if self.values_FE.ndim != 2 or self.values_FE.shape[1] != len(self.targets):
             raise ValueError(f"values of shape {self.values_FE.shape} do not hold {len(self.targets)} targets")
         if self.time_s is not None and self.time_s.shape != self.values_FE.shape[:1]:
             raise ValueError(f"{self.time_s.shape[0]} times for {self.values_FE.shape[0]} rows")
+
+    def at(self, frame_time_s: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
+        """Return the rating of each frame, (F, E), NaN where unrated.
+
+        Without times row i rates frame i: rows beyond the last frame are dropped, frames beyond the last row unrated.
+        With times the ratings are interpolated linearly between rows; a frame before the first row, after the last, or
+        next to an unrated row is unrated.
+
+        Raises
+        ------
+        RecordingError
+            With reason ``annotation_mismatch``, when rows and frames differ by more than 5 and by more than 2 %.
+        """
+        num_rows, num_frames = len(self.values_FE), len(frame_time_s)
+        if self.time_s is not None:
+            columns = [
+                np.interp(frame_time_s, self.time_s, column, left=np.nan, right=np.nan) for column in self.values_FE.T
+            ]
+            return np.stack(columns, axis=1).astype(np.float32)
+        difference = abs(num_rows - num_frames) if self.is_dense else max(0, num_rows - num_frames)
+        if difference > max(MAX_ROW_DIFFERENCE, MAX_ROW_DIFFERENCE_SHARE * num_frames):
+            raise RecordingError("annotation_mismatch", f"{num_rows} annotation rows for {num_frames} video frames")
+        frame_target_FE = np.full((num_frames, len(self.targets)), np.nan, np.float32)
+        shared = min(num_rows, num_frames)
+        frame_target_FE[:shared] = self.values_FE[:shared]
+        return frame_target_FE
 
 
 @dataclass

@@ -2,17 +2,18 @@
 
 Contract
 --------
-``Plug(weights: str, allow_download: bool = False, **arguments)`` builds the network in evaluation mode with its
-weights loaded (see `avfuse.encoders._weights` for how weights are named); it raises `UsageError` when they cannot be
-had. ``modality`` is "video" or "audio"; ``feature_shape`` the shape of one clip's feature without the batch axis;
-``description`` holds what belongs to the cache's fingerprint. Calling the encoder on a batch returns float32 features:
+``Plug(weights, allow_download=False, **arguments)`` builds the network with its weights loaded (for how weights are
+named see `avfuse.encoders._weights`) and raises `UsageError` when they cannot be had. ``modality`` is "video" or
+"audio"; ``feature_shape`` the shape of one clip's feature. ``fingerprint`` holds what its output depends on, for the
+cache's `CacheSpec`; ``provenance`` where the weights came from. An encoder takes clips as they come from the media and
+does its own normalising; it returns float32 features:
 
-=========  =======================================  ==========================
-modality   input                                    output
-=========  =======================================  ==========================
-video      (B, 3, K, Y, X) normalised frames        (B, C, H, W)
-audio      (B, 1, M, frames) normalised log-mel     (B, A)
-=========  =======================================  ==========================
+=========  ==================================================  ==============
+modality   input                                               output
+=========  ==================================================  ==============
+video      (B, K, Y, X, 3) uint8, aligned RGB crops            (B, C, H, W)
+audio      (B, S) float32, mono at 44.1 kHz, within -1 to 1    (B, A)
+=========  ==================================================  ==============
 """
 
 from abc import ABC, abstractmethod
@@ -27,12 +28,13 @@ class Encoder(nn.Module, ABC):
 
     modality: ClassVar[str]
     feature_shape: tuple[int, ...]
-    description: dict[str, Any]
+    fingerprint: dict[str, Any]
+    provenance: dict[str, Any]
+
+    @abstractmethod
+    def place(self, device: torch.device, precision: str) -> None:
+        """Freeze the network and move it to where it will run; `precision` is "fp32" or "bf16"."""
 
     @abstractmethod
     def forward(self, clips: Tensor) -> Tensor:
         """Encode a batch of clips."""
-
-    def prepare(self, device: torch.device, precision: str) -> None:
-        """Freeze the network and move it to where it will run; `precision` is "fp32" or "bf16"."""
-        self.eval().requires_grad_(False).to(device)

@@ -1,0 +1,5 @@
+"""``python -m avfuse``."""
+
+from avfuse.cli import main
+
+main()

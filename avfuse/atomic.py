@@ -1,0 +1,84 @@
+"""Artefacts that are whole or absent: written aside, flushed to disk, renamed into place.
+
+What is being written carries the name of its writer (host and process), so that what a killed writer left behind can be
+told from what a living one is at.
+"""
+
+import hashlib
+import json
+import os
+import secrets
+import shutil
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file aside, flush it to disk and rename it into place."""
+    aside = path.with_name(f".{path.name}.{new_aside_name()}")
+    try:
+        with aside.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def new_aside_name() -> str:
+    """Return a name that no other writer uses: host, process and a random part."""
+    return f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
+
+
+def sweep(folder: Path) -> list[str]:
+    """Remove what dead writers of this machine left in a folder; return the names of what went."""
+    gone = []
+    for leftover in folder.iterdir():
+        host, _, process = leftover.name.rpartition("-")[0].rpartition("-")
+        if host == socket.gethostname() and process.isdigit() and not _is_alive(int(process)):
+            shutil.rmtree(leftover, ignore_errors=True)
+            gone.append(leftover.name)
+    return gone
+
+
+def describe_files(folder: Path) -> dict[str, dict[str, Any]]:
+    """Return length and sha256 of every file below a folder, by its path in it."""
+    described = {}
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        described[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "sha256": digest}
+    return described
+
+
+def flush_tree(folder: Path) -> None:
+    """Flush a folder and everything below it to disk."""
+    for path in (*folder.rglob("*"), folder):
+        flush(path)
+
+
+def flush(path: Path) -> None:
+    """Flush one file or folder to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def digest_json(values: Mapping[str, Any]) -> str:
+    """Return the sha256 of values written as JSON with sorted keys."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -1,0 +1,484 @@
+"""The feature cache: the only bridge from stage 1 to stage 2, and the only code that reads or writes it.
+
+A store is one Zarr 3 hierarchy::
+
+    <home>/features/<dataset>-<fingerprint>.zarr/
+      zarr.json                        attributes: the CacheSpec and its fingerprint
+      recordings/<name>/zarr.json      attributes: partition, subject, source, digests of every file below
+      recordings/<name>/video          (N, C, H, W) float16   feature map of each clip
+                       /audio          (N, A)       float32   audio feature of each clip
+                       /target         (N, E)       float32   rating at the clip's end, NaN where unrated
+                       /face_share     (N,)         float32   share of the clip's frames that show the face
+                       /end_frame      (N,)         int64     index of the clip's last frame
+                       /end_time_s     (N,)         float64   time of the clip's end in seconds
+                       /frame_time_s   (F,)         float64   presentation time of each frame in seconds
+                       /frame_target   (F, E)       float32   rating of each frame, NaN where unrated
+                       /frame_face     (F,)         bool      whether the face is known in each frame
+                       /frame_face_probability  (F,) float32  the detector's probability, 0 without a face
+      failures/<name>/zarr.json        attributes: reason and message of a recording that could not be used
+
+Arrays are uncompressed little-endian bytes with a CRC-32C behind every chunk, so that a chunk file is its array's
+memory and stage 2 maps it instead of reading it. A recording is written beside the store, flushed, and renamed into it:
+what stands in the store is whole. The name of a store carries the fingerprint of its `CacheSpec`; another setting is
+another store, so a stale feature can never be read.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import logging
+import os
+import shutil
+import unicodedata
+import urllib.parse
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import zarr
+from zarr.codecs import BytesCodec, Crc32cCodec
+
+from avfuse.atomic import describe_files, digest_json, flush, flush_tree, new_aside_name, sweep
+from avfuse.schema import Failure, Recording, RecordingError, UsageError
+
+log = logging.getLogger(__name__)
+
+FORMAT_VERSION = 1
+MAX_CHUNK_CLIPS = 256
+_FINGERPRINT_LENGTH = 12
+_MAX_NAME_BYTES = 180
+
+
+@dataclass(frozen=True)
+class CacheSpec:
+    """Everything that a stored feature depends on, besides the recording itself.
+
+    The fingerprint is a digest of all fields; two stores with equal fingerprints may be read as one.
+    """
+
+    dataset: str
+    corpus: str
+    targets: tuple[str, ...]
+    decoder: dict[str, str]
+    detector: dict[str, Any]
+    clip: dict[str, Any]
+    video: dict[str, Any]
+    audio: dict[str, Any]
+    precision: str
+    libraries: dict[str, str]
+    video_shape: tuple[int, ...] = (512, 7, 7)
+    audio_shape: tuple[int, ...] = (512,)
+    format_version: int = FORMAT_VERSION
+
+    @property
+    def fingerprint(self) -> str:
+        """The first 12 hexadecimal digits of the sha256 of all fields."""
+        return digest_json(asdict(self))[:_FINGERPRINT_LENGTH]
+
+    @property
+    def store_name(self) -> str:
+        """Name of the folder that holds the store."""
+        return f"{_slug(self.dataset)}-{self.fingerprint}.zarr"
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a cached recording was made from; a changed source makes it again.
+
+    `annotation_sha256` is None for a recording without annotation.
+    """
+
+    partition: str
+    subject: str
+    file: str
+    num_bytes: int
+    annotation_sha256: str | None
+
+    @classmethod
+    def of(cls, recording: Recording, root: Path) -> Source:
+        """Describe the files of a recording.
+
+        Raises
+        ------
+        RecordingError
+            With reason ``missing_file`` or ``annotation_invalid``, when one of them cannot be read.
+        """
+        try:
+            num_bytes = recording.path.stat().st_size
+        except OSError as error:
+            raise RecordingError("missing_file", f"{recording.path} cannot be read ({error.strerror})") from error
+        digest = None
+        if recording.annotation_path is not None:
+            try:
+                digest = hashlib.sha256(recording.annotation_path.read_bytes()).hexdigest()
+            except OSError as error:
+                reason = f"{recording.annotation_path} cannot be read ({error.strerror})"
+                raise RecordingError("annotation_invalid", reason) from error
+        inside = recording.path.is_relative_to(root)
+        file = recording.path.relative_to(root).as_posix() if inside else recording.path.name
+        return cls(recording.partition, recording.subject, file, num_bytes, digest)
+
+
+class FeatureCache:
+    """One store of features. Open an existing one with `open`, or make one with `create`.
+
+    Attributes
+    ----------
+    path : Path
+    spec : CacheSpec
+    """
+
+    def __init__(self, path: Path, spec: CacheSpec) -> None:
+        self.path = path
+        self.spec = spec
+
+    @classmethod
+    def create(cls, home: Path, spec: CacheSpec, provenance: Mapping[str, Any]) -> FeatureCache:
+        """Open the store of `spec` under `home`, making it when there is none; left-overs of dead writers go.
+
+        Raises
+        ------
+        UsageError
+            If the place cannot be written to.
+        """
+        path = home / "features" / spec.store_name
+        cache = cls(path, spec)
+        try:
+            cache._aside.mkdir(parents=True, exist_ok=True)
+            for leftover in sweep(cache._aside):
+                log.info("removed what a killed writer left: %s", leftover)
+            if not path.exists():
+                cache._make_root(provenance)
+            # A store on a full or read-only place is refused now, not after an hour of work.
+            probe = cache._new_aside()
+            probe.touch()
+            probe.unlink()
+            if not os.access(path / "recordings", os.W_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        except OSError as error:
+            raise UsageError(
+                f"the cache {path} cannot be written to ({error.strerror}); "
+                "give a folder that can be, with --cache or $AVFUSE_CACHE"
+            ) from error
+        return cls.open(path)
+
+    @classmethod
+    def open(cls, path: Path) -> FeatureCache:
+        """Open a store for reading.
+
+        Raises
+        ------
+        UsageError
+            If there is no store, or one whose format this version does not know.
+        """
+        attributes = _read_attributes(path)
+        if attributes is None or "spec" not in attributes:
+            raise UsageError(f"{path} is not a feature store of avfuse; make one with: avfuse extract")
+        version = attributes["spec"].get("format_version")
+        if version != FORMAT_VERSION:
+            raise UsageError(f"{path} has format version {version}; this avfuse reads {FORMAT_VERSION}")
+        spec = CacheSpec(**{key: tuple(v) if isinstance(v, list) else v for key, v in attributes["spec"].items()})
+        if spec.fingerprint != attributes["fingerprint"]:
+            raise UsageError(f"{path}: its settings were altered after it was made; extract the features again")
+        return cls(path, spec)
+
+    @classmethod
+    def find(cls, place: Path) -> FeatureCache:
+        """Open the store at `place`, or the only one in the cache folder `place`.
+
+        Raises
+        ------
+        UsageError
+            If there is none, or more than one to choose from.
+        """
+        if (place / "zarr.json").is_file():
+            return cls.open(place)
+        stores = sorted(path for path in (place / "features").glob("*.zarr") if (path / "zarr.json").is_file())
+        if not stores:
+            raise UsageError(f"{place} holds no features; make them with: avfuse extract ROOT --cache {place}")
+        if len(stores) > 1:
+            raise UsageError(f"{place} holds several feature stores; give one of: {', '.join(map(str, stores))}")
+        return cls.open(stores[0])
+
+    @property
+    def fingerprint(self) -> str:
+        """Fingerprint of the spec."""
+        return self.spec.fingerprint
+
+    @property
+    def home(self) -> Path:
+        """The folder that holds `features` and `runs`."""
+        return self.path.resolve().parent.parent
+
+    def recordings(self, partition: str | None = None) -> list[CachedRecording]:
+        """Return the whole recordings, sorted by name; of one partition if given."""
+        groups = sorted(path for path in (self.path / "recordings").iterdir() if path.is_dir())
+        found = [CachedRecording(path) for path in groups]
+        chosen = [item for item in found if partition in (None, item.source.partition)]
+        return sorted(chosen, key=lambda item: item.name)
+
+    def holds(self, name: str, source: Source) -> bool:
+        """Whether the recording is here, whole, and made from these very files."""
+        cached = CachedRecording(self._group(name))
+        return cached.is_whole and cached.source == source
+
+    def remove(self, name: str) -> None:
+        """Take a recording out of the store, in one step."""
+        group = self._group(name)
+        if group.exists():
+            away = self._new_aside()
+            away.mkdir()
+            group.rename(away / "removed")
+            shutil.rmtree(away)
+
+    def writer(self, name: str, source: Source) -> RecordingWriter:
+        """Return a writer for one recording, to be used in a ``with`` statement."""
+        return RecordingWriter(self, name, source)
+
+    def record_failure(self, failure: Failure) -> None:
+        """Keep the reason why a recording could not be used."""
+        aside = self._new_aside()
+        zarr.create_group(aside, attributes=asdict(failure))
+        target = self.path / "failures" / _key(failure.recording)
+        shutil.rmtree(target, ignore_errors=True)
+        aside.rename(target)
+
+    def clear_failure(self, name: str) -> None:
+        """Forget an earlier failure."""
+        shutil.rmtree(self.path / "failures" / _key(name), ignore_errors=True)
+
+    def failures(self) -> list[Failure]:
+        """Return the recorded failures, sorted by name."""
+        found = [_read_attributes(path) for path in (self.path / "failures").iterdir() if path.is_dir()]
+        return sorted((Failure(**item) for item in found if item), key=lambda failure: failure.recording)
+
+    @property
+    def _aside(self) -> Path:
+        """Where recordings are written before they are whole: beside the store, on the same file system."""
+        return self.path.with_suffix(".tmp")
+
+    def _new_aside(self) -> Path:
+        return self._aside / new_aside_name()
+
+    def _group(self, name: str) -> Path:
+        return self.path / "recordings" / _key(name)
+
+    def _make_root(self, provenance: Mapping[str, Any]) -> None:
+        aside = self._new_aside()
+        attributes = {"spec": asdict(self.spec), "fingerprint": self.spec.fingerprint, "provenance": dict(provenance)}
+        root = zarr.create_group(aside, attributes=json.loads(json.dumps(attributes)))
+        root.create_group("recordings")
+        root.create_group("failures")
+        flush_tree(aside)
+        try:
+            aside.rename(self.path)
+        except OSError as error:
+            shutil.rmtree(aside)
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+
+
+class CachedRecording:
+    """The features of one recording, mapped into memory rather than read."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    @cached_property
+    def _attributes(self) -> dict[str, Any]:
+        return _read_attributes(self._path) or {}
+
+    @property
+    def name(self) -> str:
+        """Name of the recording in its corpus."""
+        return str(self._attributes["recording"])
+
+    @property
+    def source(self) -> Source:
+        """What the features were made from."""
+        return Source(**self._attributes["source"])
+
+    @property
+    def fps(self) -> float:
+        """Slots per second of the clip grid."""
+        return float(self._attributes["fps"])
+
+    @cached_property
+    def is_whole(self) -> bool:
+        """Whether the recording is here with every file at its full length and its own attributes unaltered."""
+        attributes = self._attributes
+        if not attributes or attributes.get("digest") != digest_json(_without_digest(attributes)):
+            return False
+        return all(_length(self._path / file) == entry["bytes"] for file, entry in attributes["files"].items())
+
+    @cached_property
+    def num_clips(self) -> int:
+        """Number of clips (N)."""
+        return int(self._attributes["num_clips"])
+
+    @cached_property
+    def video(self) -> ClipMaps:
+        """Feature maps, (N, C, H, W) float16, mapped."""
+        return ClipMaps(self._path / "video")
+
+    def array(self, name: str) -> npt.NDArray[Any]:
+        """Return one of the small arrays (all but ``video``), read and checked against its checksum."""
+        array = zarr.open_array(self._path / name, mode="r")
+        return np.asarray(array[...])
+
+
+class ClipMaps:
+    """An uncompressed array over clips whose chunk files are mapped into memory."""
+
+    def __init__(self, path: Path) -> None:
+        metadata = json.loads((path / "zarr.json").read_text(encoding="utf-8"))
+        self.shape: tuple[int, ...] = tuple(metadata["shape"])
+        self.dtype = np.dtype(metadata["data_type"]).newbyteorder("<")
+        chunk_shape = tuple(metadata["chunk_grid"]["configuration"]["chunk_shape"])
+        self._chunk_clips = chunk_shape[0]
+        inner = "/".join("0" for _ in self.shape[1:])
+        num_chunks = -(-self.shape[0] // self._chunk_clips)
+        self._chunks = [
+            np.memmap(path / "c" / str(i) / inner, self.dtype, mode="r", shape=chunk_shape) for i in range(num_chunks)
+        ]
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def strided(self, start: int, step: int, count: int) -> Iterator[tuple[int, npt.NDArray[np.float16]]]:
+        """Yield the clips start, start + step, ... as runs (how many came before, view), one per chunk."""
+        done = 0
+        while done < count:
+            first = start + done * step
+            chunk, offset = divmod(first, self._chunk_clips)
+            run = min(count - done, -(-(self._chunk_clips - offset) // step))
+            yield done, self._chunks[chunk][offset : offset + (run - 1) * step + 1 : step]
+            done += run
+
+
+@dataclass
+class RecordingWriter:
+    """Write one recording beside the store and put it in place whole, or not at all.
+
+    Clips are appended in batches; at most one chunk of them is held in memory. `commit` puts the recording in place;
+    leaving the ``with`` statement without it removes what was written.
+    """
+
+    cache: FeatureCache
+    name: str
+    source: Source
+    _held: list[npt.NDArray[np.float16]] = field(default_factory=list)
+    _num_held: int = 0
+    _num_written: int = 0
+
+    def __enter__(self) -> RecordingWriter:
+        self._aside = self.cache._new_aside()
+        self._group = zarr.create_group(self._aside)
+        self._audio: list[npt.NDArray[np.float32]] = []
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        shutil.rmtree(self._aside, ignore_errors=True)
+
+    def begin(self, num_clips: int) -> None:
+        """Say how many clips will come."""
+        num_chunks = -(-num_clips // MAX_CHUNK_CLIPS)
+        self._chunk_clips = -(-num_clips // num_chunks)
+        self._video = self._create("video", (num_clips, *self.cache.spec.video_shape), np.float16, self._chunk_clips)
+
+    def append(self, video_NCHW: npt.NDArray[np.float32], audio_NA: npt.NDArray[np.float32]) -> None:
+        """Add the features of the next clips.
+
+        Raises
+        ------
+        RecordingError
+            With reason ``feature_overflow`` when a value is not finite in float16.
+        """
+        with np.errstate(over="ignore"):
+            half_NCHW = video_NCHW.astype(np.float16)
+        if not (np.isfinite(half_NCHW).all() and np.isfinite(audio_NA).all()):
+            raise RecordingError("feature_overflow", f"{self.name}: a feature is not finite; are the weights sound?")
+        self._audio.append(audio_NA)
+        self._held.append(half_NCHW)
+        self._num_held += len(half_NCHW)
+        while self._num_held >= self._chunk_clips:
+            self._write(self._chunk_clips)
+
+    def commit(self, arrays: Mapping[str, npt.NDArray[Any]], fps: float) -> None:
+        """Write the other arrays, flush everything to disk and rename the recording into the store."""
+        if self._num_held:
+            self._write(self._num_held)
+        if self._num_written != self._video.shape[0]:
+            raise ValueError(f"{self._num_written} clips came, {self._video.shape[0]} were announced")
+        for name, values in {"audio": np.concatenate(self._audio), **arrays}.items():
+            self._create(name, values.shape, values.dtype, max(1, len(values)))[...] = values
+        attributes = {
+            "recording": self.name,
+            "num_clips": self._num_written,
+            "fps": fps,
+            "source": asdict(self.source),
+            "files": {file: entry for file, entry in describe_files(self._aside).items() if file != "zarr.json"},
+        }
+        self._group.attrs.put({**attributes, "digest": digest_json(attributes)})
+        flush_tree(self._aside)
+        self.cache.remove(self.name)
+        try:
+            self._aside.rename(self.cache._group(self.name))
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+            log.info("%s was committed by another process meanwhile", self.name)
+        flush(self.cache.path / "recordings")
+
+    def _write(self, count: int) -> None:
+        held = np.concatenate(self._held)
+        self._video[self._num_written : self._num_written + count] = held[:count]
+        self._num_written += count
+        self._held = [held[count:]]
+        self._num_held -= count
+
+    def _create(self, name: str, shape: tuple[int, ...], dtype: npt.DTypeLike, chunk_rows: int) -> Any:
+        return self._group.create_array(
+            name,
+            shape=shape,
+            dtype=np.dtype(dtype),
+            chunks=(chunk_rows, *shape[1:]),
+            serializer=BytesCodec(endian="little"),
+            compressors=[Crc32cCodec()],
+            fill_value=None,
+        )
+
+
+def _key(name: str) -> str:
+    """Return the folder name of a recording: portable, flat and reversible but for very long names."""
+    key = urllib.parse.quote(unicodedata.normalize("NFC", name), safe=" ()[]+,=@").replace("~", "%7E")
+    key = f"%2E{key[1:]}" if key.startswith(".") else key
+    if len(key) <= _MAX_NAME_BYTES:
+        return key
+    return f"{key[: _MAX_NAME_BYTES - 17]}~{hashlib.sha256(name.encode()).hexdigest()[:16]}"
+
+
+def _slug(name: str) -> str:
+    return "".join(c if c.isalnum() or c in "._" else "-" for c in name).strip("-.") or "corpus"
+
+
+def _without_digest(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in attributes.items() if key != "digest"}
+
+
+def _read_attributes(group: Path) -> dict[str, Any] | None:
+    try:
+        attributes = json.loads((group / "zarr.json").read_text(encoding="utf-8")).get("attributes", {})
+    except (OSError, ValueError):
+        return None
+    return dict(attributes)
+
+
+def _length(file: Path) -> int:
+    return file.stat().st_size if file.is_file() else -1

@@ -1,0 +1,347 @@
+"""The door: commands, what they show, and exit codes.
+
+Exit codes: 0 done, 1 the machine failed, 2 wrong usage, 3 done but some recordings could not be used, 130 interrupted,
+143 terminated. Results go to standard output, progress and messages to standard error; ``--json`` gives one object on
+standard output instead of tables.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import logging
+import math
+import os
+import signal
+import sys
+import time
+import types
+import typing
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+from avfuse import __version__, registry
+from avfuse.options import DemoOptions, ExtractOptions, ReportOptions, TrainOptions
+from avfuse.schema import FAILURE_REASONS, ReportTable, UsageError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress
+
+EXIT_MACHINE, EXIT_USAGE, EXIT_FAILURES = 1, 2, 3
+HEARTBEAT_S = 10.0
+PLAIN_WIDTH = 160
+
+
+def knobs_of(options: type) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Return a decorator that adds one Click parameter per field of an options dataclass."""
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        hints = typing.get_type_hints(options)
+        for field in reversed(dataclasses.fields(options)):
+            command = _parameter(field, hints[field.name])(command)
+        return command
+
+    return decorate
+
+
+def _parameter(field: dataclasses.Field[Any], hint: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    multiple = typing.get_origin(hint) is tuple
+    kind = _click_type(field, hint)
+    if field.metadata["argument"]:
+        name = field.metadata["argument"].removesuffix("...")
+        return click.argument(field.name, metavar=name, type=kind, nargs=-1 if multiple else 1, required=True)
+    flag = field.metadata["flag"] or f"--{field.name.replace('_', '-')}"
+    if kind is bool:
+        return click.option(flag, field.name, is_flag=True, help=field.metadata["help"])
+    shown = field.default not in (None, ())
+    return click.option(
+        flag,
+        field.name,
+        type=kind,
+        multiple=multiple,
+        default=field.default,
+        show_default=shown,
+        help=field.metadata["help"],
+    )
+
+
+def _click_type(field: dataclasses.Field[Any], hint: Any) -> Any:
+    inner = next((part for part in typing.get_args(hint) if part not in (types.NoneType, Ellipsis)), hint)
+    if field.metadata["choices"]:
+        return click.Choice(field.metadata["choices"])
+    if inner is Path:
+        return click.Path(path_type=Path)
+    if inner in (int, float) and field.metadata["minimum"] is not None:
+        return (click.IntRange if inner is int else click.FloatRange)(min=field.metadata["minimum"])
+    return inner
+
+
+_as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, "-V", "--version", prog_name="avfuse")
+@click.option("-v", "--verbose", is_flag=True, help="Say more of what is going on.")
+@click.option("-q", "--quiet", is_flag=True, help="Show errors and results only.")
+def cli(verbose: bool, quiet: bool) -> None:
+    """Continuous emotion from video, in two stages that meet on disk.
+
+    extract turns videos into a cache of features once; fuse-train trains audio-visual fusion heads from that cache;
+    report tabulates the concordance (CCC) of the runs. demo writes a corpus to try them on.
+    """
+    _set_up_logging(verbose, quiet)
+
+
+@cli.command()
+@knobs_of(DemoOptions)
+@_as_json
+def demo(as_json: bool, **knobs: Any) -> None:
+    """Write a demo corpus to ROOT: real video files in the Aff-Wild2 layout.
+
+    One public-domain face, warped by known traces, with a synthesised voice. It shows that the machinery works and is
+    no evidence about people.
+    """
+    from avfuse.demo import demo as write_demo
+
+    with _progress("demo corpus", "{task.completed}/{task.total} recordings") as show:
+        summary = write_demo(DemoOptions(**knobs), lambda done, total: show(done, total, ""))
+    if as_json:
+        _print_json(summary)
+    else:
+        click.echo(f"{summary.recordings} recordings ({summary.frames} frames) in {summary.root}")
+
+
+@cli.command()
+@knobs_of(ExtractOptions)
+@_as_json
+def extract(as_json: bool, **knobs: Any) -> None:
+    """Turn the videos of the corpus at ROOT into a cache of features, once.
+
+    Running it again does only what is missing. A recording that cannot be used is listed with its reason, and the exit
+    code is then 3.
+    """
+    from avfuse.extract import ExtractProgress
+    from avfuse.extract import extract as run
+
+    started_s = time.monotonic()
+    with _progress("extract", "{task.fields[note]}") as show:
+
+        def on_progress(progress: ExtractProgress) -> None:
+            speed = progress.num_clips / max(time.monotonic() - started_s, 1e-9)
+            failed = f", {progress.num_failed} failed" if progress.num_failed else ""
+            note = f"{progress.num_done}/{progress.num_recordings} recordings{failed}, {speed:.1f} clips/s"
+            show(progress.num_done + progress.share_of_recording, progress.num_recordings, note)
+
+        summary = run(ExtractOptions(**knobs), on_progress)
+    if as_json:
+        _print_json(summary)
+    else:
+        _print_extract(summary)
+    if summary.failures:
+        raise SystemExit(EXIT_FAILURES)
+
+
+@cli.command("fuse-train")
+@knobs_of(TrainOptions)
+@_as_json
+def fuse_train(as_json: bool, **knobs: Any) -> None:
+    """Train a fusion head from a cache of features, one run per seed.
+
+    A complete run is left as it is, an interrupted one goes on where it was.
+    """
+    from avfuse.train import TrainProgress, train
+
+    with _progress("fuse-train", "{task.fields[note]}") as show:
+
+        def on_progress(progress: TrainProgress) -> None:
+            note = f"seed {progress.seed} epoch {progress.epoch}/{progress.num_epochs} loss {progress.loss:.3f}"
+            if progress.metrics:
+                ccc = {key.removeprefix("ccc_"): v for key, v in progress.metrics.items() if key.startswith("ccc_")}
+                note += "  CCC " + " ".join(f"{target} {value:.3f}" for target, value in ccc.items())
+            finished = progress.share_of_epoch == 1.0
+            show(progress.epoch - 1 + progress.share_of_epoch, progress.num_epochs, note, finished)
+
+        summaries = train(TrainOptions(**knobs), on_progress)
+    if as_json:
+        _print_json({"runs": [dataclasses.asdict(summary) for summary in summaries]})
+        return
+    targets = list(summaries[0].ccc)
+    columns = ("run", "seed", "parameters", "best epoch", *(f"CCC {target}" for target in targets), "mean CCC", "s")
+    rows = [
+        (
+            Path(item.run).parent.name + (" (was complete)" if item.was_complete else ""),
+            str(item.seed),
+            f"{item.num_parameters:,}",
+            f"{item.best_epoch} of {item.num_epochs}",
+            *(f"{item.ccc[target]:.3f}" for target in targets),
+            f"{item.mean_ccc:.3f}",
+            f"{item.elapsed_s:.0f}",
+        )
+        for item in summaries
+    ]
+    _print_table(ReportTable("", columns, tuple(rows), (), (f"runs in {Path(summaries[0].run).parent}",)))
+
+
+@cli.command()
+@knobs_of(ReportOptions)
+def report(**knobs: Any) -> None:
+    """Tabulate the CCC of runs: one row per head and options, mean and standard deviation over seeds.
+
+    RUN is a run or a folder of runs; runs on different caches are refused.
+    """
+    from avfuse.report import report as run
+
+    options = ReportOptions(**knobs)
+    if options.out is not None and options.out.parent != Path() and not options.out.parent.is_dir():
+        raise UsageError(f"--out {options.out}: the folder {options.out.parent} does not exist")
+    table = run(options)
+    if options.format is None and options.out is None:
+        _print_table(table)
+        return
+    text = registry.load("format", options.format or "markdown")(table)
+    if options.out is None:
+        click.echo(text, nl=False)
+    else:
+        options.out.write_text(text, encoding="utf-8")
+        click.echo(f"wrote {options.out}", err=True)
+
+
+def main() -> NoReturn:
+    """Run the command line and leave with its exit code."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _leave)
+    try:
+        cli.main(standalone_mode=False)
+        sys.exit(0)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except UsageError as error:
+        _say_error(str(error))
+        sys.exit(EXIT_USAGE)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads any more: flush into nothing
+        sys.exit(EXIT_MACHINE)
+    except OSError as error:
+        _say_error(f"{error.filename or 'a file'}: {error.strerror or error}; what was finished is kept")
+        sys.exit(EXIT_MACHINE)
+
+
+def _leave(number: int, frame: types.FrameType | None) -> NoReturn:
+    signal.signal(number, signal.SIG_IGN)
+    click.echo("\nstopped; what was finished is kept, and the same command goes on from there", err=True)
+    raise SystemExit(128 + number)
+
+
+def _say_error(message: str) -> None:
+    click.echo(f"{click.style('Error:', fg='red', bold=True)} {message}", err=True)
+
+
+def _set_up_logging(verbose: bool, quiet: bool) -> None:
+    from rich.logging import RichHandler
+
+    level = logging.ERROR if quiet else logging.INFO if verbose else logging.WARNING
+    handler: logging.Handler
+    if sys.stderr.isatty():
+        handler = RichHandler(console=_console(), show_path=False, log_time_format="%X")
+        layout = "%(message)s"
+    else:
+        handler = logging.StreamHandler()
+        layout = "%(asctime)s %(levelname)s %(message)s"
+    logging.basicConfig(level=level, format=layout, handlers=[handler], force=True)
+
+
+def _console(stderr: bool = True) -> Console:
+    from rich.console import Console
+
+    stream = sys.stderr if stderr else sys.stdout
+    return Console(file=stream, width=None if stream.isatty() else PLAIN_WIDTH, highlight=False)
+
+
+@contextlib.contextmanager
+def _progress(title: str, columns: str) -> Iterator[Callable[..., None]]:
+    """Show a bar on a terminal, or a plain line now and then elsewhere; yield what moves it."""
+    if logging.getLogger().level >= logging.ERROR:
+        yield lambda *_: None
+    elif not sys.stderr.isatty():
+        yield _plain_lines(title)
+    else:
+        with _bar(columns) as bar:
+            task = bar.add_task(title, total=None, note="starting")
+
+            def move(done: float, total: float, note: str, milestone: bool = False) -> None:
+                bar.update(task, completed=done, total=total, note=note)
+
+            yield move
+
+
+def _bar(columns: str) -> Progress:
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    layout = ("{task.description}", BarColumn(), TextColumn(columns), TimeElapsedColumn(), TimeRemainingColumn())
+    return Progress(*layout, console=_console(), transient=True)
+
+
+def _plain_lines(title: str) -> Callable[..., None]:
+    last_s = [-math.inf]
+
+    def move(done: float, total: float, note: str, milestone: bool = False) -> None:
+        now_s = time.monotonic()
+        if milestone or done == total or now_s - last_s[0] >= HEARTBEAT_S:
+            last_s[0] = now_s
+            click.echo(f"{title}: {note or f'{done:g}/{total:g}'}", err=True)
+
+    return move
+
+
+def _print_extract(summary: Any) -> None:
+    rows = [
+        ("recordings", f"{summary.num_recordings}"),
+        ("extracted now", f"{summary.num_extracted}"),
+        ("there before", f"{summary.num_present}"),
+        ("failed", f"{len(summary.failures)}"),
+        ("clips encoded", f"{summary.num_clips:,} ({summary.num_clips / max(summary.elapsed_s, 1e-9):.1f}/s)"),
+        ("frames with a face", "-" if math.isnan(summary.face_share) else f"{100 * summary.face_share:.1f} %"),
+        ("time", f"{summary.elapsed_s:.0f} s"),
+        ("store", summary.store),
+    ]
+    _print_table(ReportTable("", ("extract", ""), tuple(rows), ()))
+    if summary.failures:
+        failures = tuple((item.recording, item.reason, item.message) for item in summary.failures)
+        meanings = {item.reason: FAILURE_REASONS[item.reason] for item in summary.failures}
+        notes = tuple(f"{reason}: {meaning}" for reason, meaning in meanings.items())
+        _print_table(ReportTable("", ("failed recording", "reason", "what was found"), failures, (), notes))
+
+
+def _print_table(table: ReportTable) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    console = _console(stderr=False)
+    shown = Table(title=table.title or None, title_justify="left")
+    for position, column in enumerate(table.columns):
+        shown.add_column(column, overflow="fold", justify="left" if position == 0 else "default")
+    for row in table.rows:
+        shown.add_row(*(Text(cell) for cell in row))
+    console.print(shown)
+    for note in table.notes:
+        console.print(Text(note), soft_wrap=True)
+
+
+def _print_json(values: Any) -> None:
+    plain = dataclasses.asdict(values) if dataclasses.is_dataclass(values) and not isinstance(values, type) else values
+    click.echo(json.dumps(_without_nan(plain), default=str))
+
+
+def _without_nan(values: Any) -> Any:
+    """Replace NaN, which JSON does not have, by null."""
+    if isinstance(values, dict):
+        return {key: _without_nan(value) for key, value in values.items()}
+    if isinstance(values, (list, tuple)):
+        return [_without_nan(value) for value in values]
+    return None if isinstance(values, float) and not math.isfinite(values) else values

@@ -1,0 +1,33 @@
+"""Where the numbers are computed, and in which precision the hardware is good."""
+
+import torch
+
+from avfuse.schema import UsageError
+
+
+def choose_device(name: str) -> torch.device:
+    """Return the device of a name: ``auto`` (CUDA when there is one), ``cpu``, ``cuda`` or ``cuda:N``.
+
+    Raises
+    ------
+    UsageError
+        If there is no such device here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    kind, _, index = name.partition(":")
+    count = {"cpu": 1, "cuda": torch.cuda.device_count()}.get(kind, 0)
+    if count == 0 or (index and (not index.isdigit() or int(index) >= count)):
+        cuda = ", ".join(f"cuda:{i}" for i in range(torch.cuda.device_count()))
+        raise UsageError(f"device '{name}' is not here; there is: auto, cpu{', ' + cuda if cuda else ''}")
+    return torch.device(name)
+
+
+def choose_precision(name: str, device: torch.device) -> str:
+    """Return ``fp32`` or ``bf16``; ``auto`` means bf16 where the hardware multiplies it natively."""
+    if name != "auto":
+        return name
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp32"
+    capabilities = torch.cpu.get_capabilities()
+    return "bf16" if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") else "fp32"

@@ -1,0 +1,218 @@
+"""Weights of the encoders: named, found, checked and loaded without running anything a file contains.
+
+A name is one of
+
+- ``random:SEED``: the architecture's own initialisation under that seed;
+- ``PATH`` or ``PATH#sha256=HEX``: a .pt, .pth or .safetensors file, its digest checked when given;
+- ``tsav:PATH``: the two-stream checkpoint of Kuhnke et al. (ABAW 2020), of which an encoder takes its own stream;
+- a torchvision enum such as ``R3D_18_Weights.KINETICS400_V1``, looked for in ``$TORCH_HOME/hub/checkpoints``.
+
+Nothing is fetched unless the caller allows it. Keys must match exactly, but for the classification layer, which an
+encoder does not have.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pickle
+import re
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from avfuse.schema import UsageError
+
+DOWNLOAD_TIMEOUT_S = 30
+_WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
+
+
+@dataclass(frozen=True)
+class LoadedWeights:
+    """What was loaded into a network: `state_sha256` is the digest of its parameters and buffers, by name."""
+
+    spec: str
+    state_sha256: str
+    path: str | None = None
+    file_sha256: str | None = None
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """Where the weights came from, for the record."""
+        return {"weights": self.spec, "file": Path(self.path).name if self.path else None, "sha256": self.file_sha256}
+
+
+def load_into(
+    make: Callable[[], nn.Module],
+    spec: str,
+    *,
+    tsav_prefix: str,
+    adapt: Callable[[dict[str, Tensor]], dict[str, Tensor]],
+    allow_download: bool,
+) -> tuple[nn.Module, LoadedWeights]:
+    """Build a network and load the named weights into it.
+
+    Parameters
+    ----------
+    make : callable
+        Builds the network without its classification layer.
+    spec : str
+        Name of the weights; see the module's docstring.
+    tsav_prefix : str
+        Prefix of this network's parameters in a tsav checkpoint.
+    adapt : callable
+        Brings a foreign state dictionary into the network's input layout (number of input channels).
+    allow_download : bool
+        Whether torchvision weights may be fetched.
+
+    Raises
+    ------
+    UsageError
+        If the weights are missing, damaged or of another architecture; the message names the file, the digest or the
+        first parameter that does not fit.
+    """
+    kind, _, rest = spec.partition(":")
+    if kind == "random":
+        if not rest.isdigit():
+            raise UsageError(f"weights '{spec}' are not random:SEED with a whole number, for example random:0")
+        network = _seeded(make, int(rest))
+        return network, LoadedWeights(spec, state_digest(network.state_dict()))
+    network = _seeded(make, 0)
+    path, expected = _find(rest if kind == "tsav" else spec, allow_download)
+    digest = _checked_digest(path, expected)
+    state = _unwrap(_read(path), path)
+    if kind == "tsav":
+        state = _strip(state, tsav_prefix, path)
+    state = {key: value for key, value in adapt(state).items() if not key.startswith("fc.")}
+    _load_strictly(network, state, path)
+    return network, LoadedWeights(spec, state_digest(network.state_dict()), str(path), digest)
+
+
+def state_digest(state: Mapping[str, Tensor]) -> str:
+    """Return the sha256 over names, shapes and bytes of a state dictionary, in the order of the names."""
+    digest = hashlib.sha256()
+    for key in sorted(state):
+        value = state[key].detach().cpu().contiguous()
+        digest.update(f"{key} {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(
+            value.view(torch.uint8).numpy().tobytes() if value.ndim else value[None].view(torch.uint8).numpy().tobytes()
+        )
+    return digest.hexdigest()
+
+
+def _seeded(make: Callable[[], nn.Module], seed: int) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return make()
+
+
+def _find(spec: str, allow_download: bool) -> tuple[Path, str | None]:
+    """Return the file that a name means and the digest it must have, or the beginning of one."""
+    text, _, digest = spec.partition("#sha256=")
+    path = Path(text).expanduser()
+    if path.is_file():
+        return path, digest or None
+    name, _, member = text.partition(".")
+    enums = {enum.__name__: enum for enum in _torchvision_enums()}
+    if name not in enums:
+        raise UsageError(
+            f"weights '{spec}': no such file, and not a torchvision name such as R3D_18_Weights.KINETICS400_V1 "
+            "or random:0; give one of these or the path of a .pt, .pth or .safetensors file"
+        )
+    if member not in enums[name].__members__:
+        raise UsageError(f"weights '{spec}': {name} has {', '.join(enums[name].__members__)}")
+    return _find_torchvision(spec, enums[name][member].url, allow_download)
+
+
+def _torchvision_enums() -> list[Any]:
+    return [torchvision.models.get_model_weights(name) for name in ("r3d_18", "r2plus1d_18", "mc3_18", "resnet18")]
+
+
+def _find_torchvision(spec: str, url: str, allow_download: bool) -> tuple[Path, str | None]:
+    name = url.rsplit("/", 1)[-1]
+    path = Path(torch.hub.get_dir()) / "checkpoints" / name
+    stamp = re.search(r"-([0-9a-f]{8,})\.", name)
+    if not path.is_file() and allow_download:
+        _download(url, path)
+    if not path.is_file():
+        raise UsageError(
+            f"weights '{spec}' are not here: looked for {path}. Copy {name} there from a connected machine, "
+            "add --allow-download, or name other weights: a path, or random:0 to try things out"
+        )
+    return path, stamp.group(1) if stamp else None
+
+
+def _download(url: str, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with urllib.request.urlopen(url, timeout=DOWNLOAD_TIMEOUT_S) as response, aside.open("wb") as file:
+            while block := response.read(1 << 20):
+                file.write(block)
+        aside.replace(path)
+    except (urllib.error.URLError, TimeoutError, OSError) as error:
+        raise UsageError(f"{url} could not be fetched ({error}); copy the file to {path} by hand") from error
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def _checked_digest(path: Path, expected: str | None) -> str:
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if expected and not digest.startswith(expected.lower()):
+        raise UsageError(f"{path} is not the file that was asked for: its sha256 is {digest}, expected {expected}")
+    return digest
+
+
+def _read(path: Path) -> Any:
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, SafetensorError, ValueError, KeyError) as error:
+        log_line = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UsageError(
+            f"{path} does not load as a file of weights: only tensors in .pt, .pth or .safetensors are read, "
+            f"never pickled objects ({type(error).__name__}: {log_line[:120]})"
+        ) from error
+
+
+def _unwrap(content: Any, path: Path) -> dict[str, Tensor]:
+    """Return the state dictionary of a checkpoint, without wrappers and without the prefix of data parallelism."""
+    for wrapper in _WRAPPERS:
+        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
+            content = content[wrapper]
+    if not isinstance(content, dict) or not content or not all(isinstance(v, Tensor) for v in content.values()):
+        raise UsageError(f"{path} holds no state dictionary (names and tensors)")
+    return {key.removeprefix("module."): value for key, value in content.items()}
+
+
+def _strip(state: dict[str, Tensor], prefix: str, path: Path) -> dict[str, Tensor]:
+    own = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    if not own:
+        raise UsageError(f"{path} is not a tsav checkpoint: no parameter begins with '{prefix}'")
+    return own
+
+
+def _load_strictly(network: nn.Module, state: dict[str, Tensor], path: Path) -> None:
+    wanted = network.state_dict()
+    for key, value in wanted.items():
+        if key not in state and not key.endswith("num_batches_tracked"):
+            raise UsageError(f"{path} does not fit: parameter '{key}' is missing")
+        if key in state and state[key].shape != value.shape:
+            raise UsageError(
+                f"{path} does not fit: '{key}' is {tuple(state[key].shape)}, expected {tuple(value.shape)}"
+            )
+    for key in state:
+        if key not in wanted:
+            raise UsageError(f"{path} does not fit: parameter '{key}' is unexpected")
+    network.load_state_dict({**wanted, **state})

@@ -1,0 +1,341 @@
+"""Video frames and sound of one file, on one clock.
+
+The clock is the container's own: a frame's time is its presentation time stamp (PTS) in seconds, a sound sample's time
+follows from the PTS of its packet. Nothing is ever computed as ``index / fps`` of a header.
+
+`probe` reads the packets once without decoding and lays a `Timeline`: the presentation time of every frame, and a
+regular grid of slots on which clips are cut. With a constant frame rate slot i is frame i. With a variable one the
+slots are laid in seconds at the mean frame rate, and a slot shows the last frame presented by then. `ClipGrid` cuts the
+slots into clips. `read_frames` and `SoundReader` then stream the pixels and the sound: neither holds more than a few
+frames or seconds at a time, however long the recording.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import av
+import av.error
+import numpy as np
+import numpy.typing as npt
+
+from avfuse.schema import RecordingError
+
+log = logging.getLogger(__name__)
+
+SAMPLE_RATE_HZ = 44_100
+CLIP_FRAMES = 8
+CLIP_DILATION = 4
+CLIP_SPAN = CLIP_FRAMES * CLIP_DILATION
+SOUND_INTERVALS = CLIP_SPAN - 1  # frame intervals of sound under a clip: from its first slot to its last
+_GAP_TOLERANCE_S = 0.02  # a jump in the sound's time stamps below this is rounding, above it a gap or an overlap
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """When the frames of a recording are shown.
+
+    Attributes
+    ----------
+    frame_time_s : ndarray, (F,), float64
+        Presentation time of each frame in seconds, increasing.
+    frame_pts : ndarray, (F,), int64
+        The same in the stream's own time base, by which decoded frames are recognised.
+    fps : float
+        Slots per second: the constant frame rate, or the mean of a variable one.
+    variable : bool
+        Whether the frame rate varies, so that slots and frames differ.
+    """
+
+    frame_time_s: npt.NDArray[np.float64]
+    frame_pts: npt.NDArray[np.int64]
+    fps: float
+    variable: bool
+
+    @classmethod
+    def from_pts(cls, frame_pts: npt.NDArray[np.int64], time_base_s: float) -> Timeline:
+        """Lay the timeline of frames with the given presentation time stamps."""
+        frame_pts = np.unique(frame_pts)
+        time_s = frame_pts * time_base_s
+        num_frames = len(time_s)
+        if num_frames < 2:
+            return cls(time_s, frame_pts, fps=25.0, variable=False)
+        mean_interval_s = float(time_s[-1] - time_s[0]) / (num_frames - 1)
+        drift_s = time_s - time_s[0] - np.arange(num_frames) * mean_interval_s
+        # Time stamps rounded to milliseconds, as Matroska's are, stay well within half an interval of the grid.
+        variable = bool(np.abs(drift_s).max() >= 0.5 * mean_interval_s)
+        return cls(time_s, frame_pts, fps=1.0 / mean_interval_s, variable=variable)
+
+    @property
+    def num_frames(self) -> int:
+        """Number of frames (F)."""
+        return len(self.frame_time_s)
+
+    @property
+    def num_slots(self) -> int:
+        """Number of slots, which for a constant frame rate is the number of frames."""
+        if not self.variable:
+            return self.num_frames
+        return int((self.frame_time_s[-1] - self.frame_time_s[0]) * self.fps + 1e-6) + 1
+
+    def slot_time_s(self, slot: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+        """Return the time of slots in seconds; slots before the first lie before the recording."""
+        if not self.variable:
+            inside = np.clip(slot, 0, self.num_frames - 1)
+            return self.frame_time_s[inside] + (slot - inside) / self.fps
+        return self.frame_time_s[0] + slot / self.fps
+
+    def slot_frame(self, slot: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Return the index of the frame that each slot shows; before the start it is the first frame."""
+        if not self.variable:
+            return np.clip(slot, 0, self.num_frames - 1)
+        time_s = self.slot_time_s(slot) + 1e-3  # time stamps may be rounded to milliseconds
+        return np.clip(np.searchsorted(self.frame_time_s, time_s, side="right") - 1, 0, None)
+
+
+@dataclass(frozen=True)
+class ClipGrid:
+    """Where the clips of a recording lie.
+
+    A clip is 8 frames with dilation 4 out of the last 32 slots: it ends at slot e and holds e - 28, e - 24, ..., e.
+    Clips end at the slots hop - 1, 2 hop - 1, ... (a recording shorter than a hop has one clip, which ends at its last
+    slot). Where a clip reaches back before the recording, the first frame stands for the missing ones and the sound is
+    silence there, so that the first seconds are predicted too.
+
+    Attributes
+    ----------
+    end_frame_N : ndarray, (N,), int64
+        Index of the last frame of each clip.
+    end_time_s : ndarray, (N,), float64
+        Time of its last slot in seconds; the clip's sound ends there.
+    frame_NK : ndarray, (N, 8), int64
+        Indices of its frames.
+    num_samples : int
+        Sound samples under a clip: 31 frame intervals.
+    """
+
+    end_frame_N: npt.NDArray[np.int64]
+    end_time_s: npt.NDArray[np.float64]
+    frame_NK: npt.NDArray[np.int64]
+    num_samples: int
+
+    @classmethod
+    def lay(cls, timeline: Timeline, hop: int) -> ClipGrid:
+        """Lay the clips of a recording, `hop` slots apart."""
+        end_slot_N = np.arange(hop - 1, timeline.num_slots, hop)
+        if len(end_slot_N) == 0:
+            end_slot_N = np.array([timeline.num_slots - 1])
+        back_K = CLIP_DILATION * np.arange(CLIP_FRAMES - 1, -1, -1)
+        slot_NK = np.maximum(end_slot_N[:, None] - back_K, 0)
+        return cls(
+            end_frame_N=timeline.slot_frame(end_slot_N),
+            end_time_s=timeline.slot_time_s(end_slot_N),
+            frame_NK=timeline.slot_frame(slot_NK),
+            num_samples=round(SOUND_INTERVALS / timeline.fps * SAMPLE_RATE_HZ),
+        )
+
+    @property
+    def num_clips(self) -> int:
+        """Number of clips (N)."""
+        return len(self.end_frame_N)
+
+
+def _open(path: Path) -> Any:
+    if not path.is_file():
+        raise RecordingError("missing_file", f"{path} does not exist")
+    if path.stat().st_size == 0:
+        raise RecordingError("unreadable", f"{path} is empty (0 bytes)")
+    try:
+        return av.open(str(path), metadata_errors="replace")
+    except (av.error.FFmpegError, OSError, ValueError) as error:
+        raise RecordingError("unreadable", f"{path} is not a video that can be opened ({error})") from error
+
+
+def _video_stream(container: Any, path: Path) -> Any:
+    if not container.streams.video:
+        raise RecordingError("no_video_stream", f"{path} holds no video stream")
+    stream = container.streams.video[0]
+    stream.thread_type = "AUTO"
+    return stream
+
+
+def probe(path: Path) -> Timeline:
+    """Read the time stamps of a file's video packets, without decoding.
+
+    Raises
+    ------
+    RecordingError
+        With reason ``missing_file``, ``unreadable`` or ``no_video_stream``.
+    """
+    with _open(path) as container:
+        stream = _video_stream(container, path)
+        packets = [packet for packet in _demux(container, stream) if packet.size and not packet.is_discard]
+        pts = [packet.pts for packet in packets]
+        time_base_s = float(stream.time_base)
+    if any(value is None for value in pts):
+        # Containers such as AVI may carry decoding times only; the presentation times then come from decoding.
+        pts = [frame.pts for frame in _decode(path) if frame.pts is not None]
+    if not pts:
+        raise RecordingError("no_video_stream", f"{path} holds a video stream without frames")
+    return Timeline.from_pts(np.array(pts, dtype=np.int64), time_base_s)
+
+
+def _demux(container: Any, stream: Any) -> Iterator[Any]:
+    """Yield the packets of a stream up to the end, or up to where the file breaks off."""
+    try:
+        yield from container.demux(stream)
+    except av.error.FFmpegError as error:
+        log.warning("%s breaks off: %s", container.name, error)
+
+
+def _decode(path: Path) -> Iterator[Any]:
+    """Yield the decoded video frames; a packet that cannot be decoded costs that packet alone."""
+    with _open(path) as container:
+        stream = _video_stream(container, path)
+        num_lost = 0
+        for packet in _demux(container, stream):
+            try:
+                yield from packet.decode()
+            except av.error.FFmpegError:
+                num_lost += 1
+        if num_lost:
+            log.warning("%s: %d video packets could not be decoded", path, num_lost)
+
+
+def read_frames(
+    path: Path, timeline: Timeline, wanted_F: npt.NDArray[np.bool_]
+) -> Iterator[tuple[int, npt.NDArray[np.uint8]]]:
+    """Yield the index and the pixels (Y, X, 3), RGB, upright, of the wanted frames, in order.
+
+    A wanted frame that cannot be decoded is left out.
+
+    Raises
+    ------
+    RecordingError
+        With reason ``unreadable`` when no frame at all can be decoded.
+    """
+    num_decoded = 0
+    last = -1
+    for frame in _decode(path):
+        num_decoded += 1
+        if frame.pts is None:
+            continue
+        index = int(np.searchsorted(timeline.frame_pts, frame.pts))
+        if index <= last or index >= timeline.num_frames or not wanted_F[index]:
+            continue
+        last = index
+        pixels_YXC = frame.to_ndarray(format="rgb24")
+        yield index, np.ascontiguousarray(np.rot90(pixels_YXC, frame.rotation // 90))
+    if num_decoded == 0:
+        raise RecordingError("unreadable", f"{path}: no frame of its video stream can be decoded")
+
+
+class SoundReader:
+    """The sound of a file as mono float32 at 44.1 kHz, read forwards in windows on the container's clock.
+
+    Before the stream starts, after it ends, and in gaps between its packets, the sound is silence.
+
+    Parameters
+    ----------
+    path : Path
+
+    Raises
+    ------
+    RecordingError
+        With reason ``missing_file``, ``unreadable`` or ``no_audio_stream``.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._container = _open(path)
+        if not self._container.streams.audio:
+            self.close()
+            raise RecordingError("no_audio_stream", f"{path} holds no audio stream")
+        self._pieces = self._decode()
+        self._pending: tuple[int, npt.NDArray[np.float32]] | None = None  # decoded, but not yet reached
+        self._held_S = np.zeros(0, np.float32)
+        self._held_start = 0  # position of the first held sample on the clock, in samples
+        self.num_decoded = 0
+
+    def __enter__(self) -> SoundReader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._container.close()
+
+    def read(self, end_s: float, num_samples: int) -> npt.NDArray[np.float32]:
+        """Return the `num_samples` samples that end at time `end_s`; windows may overlap but never start earlier."""
+        start = round(end_s * SAMPLE_RATE_HZ) - num_samples
+        end = start + num_samples
+        while self._held_start + len(self._held_S) < end:
+            self._pending = self._pending or next(self._pieces, None)
+            if self._pending is None or self._pending[0] >= end:
+                break
+            self._hold(*self._pending, keep_from=start)
+            self._pending = None
+        window_S = np.zeros(num_samples, np.float32)
+        overlap_start, overlap_end = max(start, self._held_start), min(end, self._held_start + len(self._held_S))
+        if overlap_start < overlap_end:
+            held = slice(overlap_start - self._held_start, overlap_end - self._held_start)
+            window_S[overlap_start - start : overlap_end - start] = self._held_S[held]
+        return window_S
+
+    def _hold(self, position: int, samples_S: npt.NDArray[np.float32], keep_from: int) -> None:
+        """Put a piece behind the held samples, silence in a gap between, and let go of what lies before `keep_from`."""
+        self.num_decoded += len(samples_S)
+        drop = min(max(0, keep_from - self._held_start), len(self._held_S))
+        held_S, held_start = self._held_S[drop:], self._held_start + drop
+        if len(held_S) == 0:
+            self._held_S, self._held_start = samples_S, position
+            return
+        gap = position - held_start - len(held_S)
+        self._held_S = np.concatenate([held_S, np.zeros(max(0, gap), np.float32), samples_S[max(0, -gap) :]])
+        self._held_start = held_start
+
+    def _decode(self) -> Iterator[tuple[int, npt.NDArray[np.float32]]]:
+        """Yield pieces of sound with their position on the clock, in samples."""
+        stream = self._container.streams.audio[0]
+        resampler, position, expected_s = None, 0, 0.0
+        for frame in self._frames(stream):
+            start_s = frame.time if frame.time is not None else expected_s
+            if resampler is None or abs(start_s - expected_s) > _GAP_TOLERANCE_S:
+                if resampler is not None:
+                    yield position, _samples(resampler.resample(None))
+                resampler = av.AudioResampler(format="fltp", layout="mono", rate=SAMPLE_RATE_HZ)
+                position = round(start_s * SAMPLE_RATE_HZ)
+                expected_s = start_s
+            expected_s += frame.samples / frame.sample_rate
+            samples_S = _samples(resampler.resample(frame))
+            yield position, samples_S
+            position += len(samples_S)
+        if resampler is not None:
+            yield position, _samples(resampler.resample(None))
+
+    def _frames(self, stream: Any) -> Iterator[Any]:
+        num_lost = 0
+        for packet in _demux(self._container, stream):
+            try:
+                yield from packet.decode()
+            except av.error.FFmpegError:
+                num_lost += 1
+        if num_lost:
+            log.warning("%s: %d audio packets could not be decoded", self._path, num_lost)
+
+
+def _samples(frames: list[Any]) -> npt.NDArray[np.float32]:
+    pieces = [frame.to_ndarray()[0] for frame in frames]
+    return np.concatenate(pieces) if pieces else np.zeros(0, np.float32)
+
+
+def library_versions() -> dict[str, str]:
+    """Return the versions of the decoder that the pixels and samples depend on."""
+    codec = ".".join(str(part) for part in av.library_versions["libavcodec"])
+    return {"pyav": av.__version__, "libavcodec": codec}

@@ -1,0 +1,340 @@
+"""Stage 2: a fusion head, trained from the cache.
+
+Every epoch visits each rated window of the training partition once, in an order drawn from the seed and the epoch. The
+validation partition is then predicted, each clip once, and scored as a report scores it: CCC over its rated frames. The
+best epoch's head is kept. An epoch is the unit of resumption: whatever it draws follows from (seed, epoch), so a run
+that was killed anywhere ends with the very weights of one that was not.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+from avfuse import checkpoint, registry, runs
+from avfuse.atomic import digest_json
+from avfuse.cache import FeatureCache
+from avfuse.dataset import WindowedPartition, feature_moments
+from avfuse.device import choose_device
+from avfuse.fusion import FusionHead
+from avfuse.losses import ccc_loss
+from avfuse.options import TrainOptions, cache_home, parse_assignments
+from avfuse.schema import Batch, Predictions, UsageError
+
+log = logging.getLogger(__name__)
+
+_PER_RUN = ("head", "head_option", "seed")  # recorded by name in a run's record, not among its other options
+
+
+@dataclass(frozen=True)
+class TrainProgress:
+    """How far a training is. `epoch` counts from 1; `metrics` holds the last finished epoch's, once there is one."""
+
+    run: str
+    seed: int
+    epoch: int
+    num_epochs: int
+    share_of_epoch: float
+    loss: float
+    metrics: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class TrainSummary:
+    """What a training made; `ccc` is the best epoch's validation CCC by target."""
+
+    run: str
+    head: str
+    seed: int
+    num_parameters: int
+    best_epoch: int
+    num_epochs: int
+    ccc: dict[str, float]
+    mean_ccc: float
+    elapsed_s: float
+    was_complete: bool
+
+
+@dataclass
+class _Data:
+    train: WindowedPartition
+    validation: WindowedPartition
+    moments: tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
+    device: torch.device
+
+
+@dataclass
+class _Training:
+    """One run in progress: everything that its state on disk must restore."""
+
+    head: FusionHead
+    optimizer: torch.optim.Optimizer
+    schedule: ReduceLROnPlateau
+    epoch: int = 0
+    best_epoch: int = 0
+    best_ccc: float = -math.inf
+    elapsed_s: float = 0.0
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "head": self.head.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            **{name: getattr(self, name) for name in ("epoch", "best_epoch", "best_ccc", "elapsed_s")},
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.head.load_state_dict(state["head"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        for name in ("epoch", "best_epoch", "best_ccc", "elapsed_s"):
+            setattr(self, name, state[name])
+
+
+def train(
+    options: TrainOptions, on_progress: Callable[[TrainProgress], None] = lambda progress: None
+) -> list[TrainSummary]:
+    """Train one run per seed; a run that is complete is left as it is, an interrupted one goes on.
+
+    Raises
+    ------
+    UsageError
+        If the cache, the head or an option cannot be used, or `out` holds a run with other options.
+    """
+    cache = FeatureCache.find(cache_home(options.cache))
+    if not cache.spec.targets:
+        raise UsageError(f"{cache.path} holds no targets: its recordings have no annotations to train on")
+    records = [_record(options, cache, seed) for seed in options.seed]
+    places = [_place(options, cache, record) for record in records]
+    arguments = _head_arguments(options, cache)
+    checkpoint.build_head(options.head, arguments)  # a wrong head or argument is refused before any data is read
+    data: _Data | None = None
+    summaries = []
+    for record, place in zip(records, places, strict=True):
+        if _is_complete(place, record):
+            summaries.append(_summarise(place, runs.read_run(place), was_complete=True))
+            continue
+        data = data or _load_data(options, cache)
+        with _deterministic(data.device):
+            summaries.append(_train_run(place, record, arguments, options, data, on_progress))
+    return summaries
+
+
+def _record(options: TrainOptions, cache: FeatureCache, seed: int) -> runs.RunRecord:
+    recorded = {
+        field.name: getattr(options, field.name)
+        for field in dataclasses.fields(options)
+        if field.metadata["record"] and field.name not in _PER_RUN
+    }
+    return runs.RunRecord(
+        head=options.head,
+        head_options=parse_assignments(options.head_option),
+        targets=cache.spec.targets,
+        seed=seed,
+        options=recorded,
+        fingerprint=cache.fingerprint,
+        dataset=cache.spec.dataset,
+        versions={name: version(name) for name in ("avfuse", "torch", "numpy", "zarr")},
+    )
+
+
+def _place(options: TrainOptions, cache: FeatureCache, record: runs.RunRecord) -> Path:
+    """Return the folder of a run: named by head, seed and a digest of what else makes it, under the folder of runs."""
+    folder = options.out or cache.home / "runs" / cache.path.stem
+    identity = {key: value for key, value in record.identity.items() if key != "seed"}
+    return folder / f"{record.head}-{digest_json(identity)[:8]}" / f"seed-{record.seed}"
+
+
+def _is_complete(place: Path, record: runs.RunRecord) -> bool:
+    if not (place / runs.RUN_FILE).is_file():
+        return False
+    found = runs.read_run(place)
+    if found.identity != record.identity:
+        different = sorted(key for key, value in record.identity.items() if found.identity[key] != value)
+        raise UsageError(f"{place} holds a run with another {', '.join(different)}; give another --out or remove it")
+    return found.complete
+
+
+def _head_arguments(options: TrainOptions, cache: FeatureCache) -> dict[str, Any]:
+    return {
+        "targets": list(cache.spec.targets),
+        "audio_size": cache.spec.audio_shape[0],
+        "video_size": cache.spec.video_shape[0],
+        "map_size": cache.spec.video_shape[1],
+        "num_clips": options.num_clips,
+        **parse_assignments(options.head_option),
+    }
+
+
+def _load_data(options: TrainOptions, cache: FeatureCache) -> _Data:
+    device = choose_device(options.device)
+    training = WindowedPartition(cache, "train", options.num_clips, options.spacing)
+    validation = WindowedPartition(cache, "validation", options.num_clips, options.spacing)
+    for partition, name in ((training, "train"), (validation, "validation")):
+        if not partition.rated_windows():
+            raise UsageError(f"no clip of the {name} partition in {cache.path} is rated")
+    return _Data(training, validation, feature_moments(training), device)
+
+
+@contextmanager
+def _deterministic(device: torch.device) -> Iterator[None]:
+    """Ask torch for reproducible algorithms while a run trains; on CUDA a few have none, which is warned of."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=device.type != "cpu")
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+
+
+def _train_run(
+    place: Path,
+    record: runs.RunRecord,
+    arguments: dict[str, Any],
+    options: TrainOptions,
+    data: _Data,
+    on_progress: Callable[[TrainProgress], None],
+) -> TrainSummary:
+    training = _start(place, record, arguments, options, data)
+    metrics: dict[str, Any] = {}
+    while training.epoch < options.epochs and training.epoch - training.best_epoch < options.patience:
+        started_s = time.monotonic()
+        epoch = training.epoch + 1
+
+        def report_step(share: float, loss: float, epoch: int = epoch, metrics: dict[str, Any] = metrics) -> None:
+            on_progress(TrainProgress(str(place), record.seed, epoch, options.epochs, share, loss, metrics))
+
+        loss = _train_epoch(training, record.seed, epoch, options, data, report_step)
+        ccc = _score(_predict(training.head, options, data))
+        mean_ccc = float(np.mean(list(ccc.values())))
+        metrics = {"epoch": epoch, "loss": loss, "learning_rate": training.optimizer.param_groups[0]["lr"]}
+        metrics |= {f"ccc_{target}": value for target, value in ccc.items()}
+        metrics |= {"mean_ccc": mean_ccc, "elapsed_s": round(time.monotonic() - started_s, 3)}
+        # An undefined CCC (a constant target) never counts as better.
+        training.schedule.step(mean_ccc if math.isfinite(mean_ccc) else -1.0)
+        training.epoch = epoch
+        training.elapsed_s += time.monotonic() - started_s
+        if mean_ccc > training.best_ccc or epoch == 1:
+            training.best_epoch, training.best_ccc = epoch, mean_ccc if math.isfinite(mean_ccc) else -math.inf
+            checkpoint.save_head(place / runs.HEAD_FILE, record.head, arguments, training.head)
+        runs.write_history(place, [*runs.read_history(place)[: epoch - 1], metrics])
+        checkpoint.save_state(place / runs.STATE_FILE, training.state())
+        report_step(1.0, loss, metrics=metrics)
+    return _finish(place, record, training, options, data)
+
+
+def _start(
+    place: Path, record: runs.RunRecord, arguments: dict[str, Any], options: TrainOptions, data: _Data
+) -> _Training:
+    """Build the run from its seed, or from the state that an interrupted one left."""
+    torch.manual_seed(record.seed)
+    head = checkpoint.build_head(record.head, arguments)
+    head.standardise(*data.moments)
+    head.to(data.device)
+    optimizer = torch.optim.Adam(head.parameters(), lr=options.learning_rate)
+    schedule = ReduceLROnPlateau(optimizer, mode="max", factor=0.5, patience=options.plateau)
+    training = _Training(head, optimizer, schedule)
+    if (place / runs.STATE_FILE).is_file():
+        training.restore(checkpoint.load_state(place / runs.STATE_FILE))
+        log.info("%s goes on after epoch %d", place, training.epoch)
+    runs.write_run(place, record)
+    return training
+
+
+def _train_epoch(
+    training: _Training,
+    seed: int,
+    epoch: int,
+    options: TrainOptions,
+    data: _Data,
+    report_step: Callable[[float, float], None],
+) -> float:
+    """Run one epoch; return its mean loss."""
+    torch.manual_seed(_epoch_seed(seed, epoch))
+    places = np.array(data.train.rated_windows())[torch.randperm(len(data.train.rated_windows())).numpy()].tolist()
+    head, optimizer = training.head.train(), training.optimizer
+    losses = []
+    for chosen, batch in data.train.batches(places, options.batch_size):
+        trace_BTE = _trace(head, batch, options, data.device)
+        loss = ccc_loss(trace_BTE, batch.target_BTE.to(data.device), batch.mask_BT.to(data.device))
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        if options.gradient_clip:
+            torch.nn.utils.clip_grad_norm_(head.parameters(), options.gradient_clip)
+        optimizer.step()
+        losses.append((len(chosen), loss.detach()))
+        report_step(sum(count for count, _ in losses) / len(places), float(losses[-1][1]))
+    return float(sum(count * value for count, value in losses) / len(places))
+
+
+def _epoch_seed(seed: int, epoch: int) -> int:
+    return int(np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)[0] >> 1)
+
+
+def _trace(head: FusionHead, batch: Batch, options: TrainOptions, device: torch.device) -> torch.Tensor:
+    with torch.autocast(device.type, torch.bfloat16, enabled=options.amp == "bf16"):
+        trace: torch.Tensor = head(
+            batch.audio_BTA.to(device), batch.video_BTCHW.to(device), batch.mask_BT.to(device), batch.face_BT.to(device)
+        )
+    return trace
+
+
+def _predict(head: FusionHead, options: TrainOptions, data: _Data) -> list[Predictions]:
+    """Predict the validation partition, each clip exactly once."""
+    head.eval()
+    traces: dict[int, npt.NDArray[np.float32]] = {}
+    with torch.inference_mode():
+        for places, batch in data.validation.batches(range(len(data.validation.windows)), options.batch_size):
+            trace_BTE = _trace(head, batch, options, data.device).float().cpu().numpy()
+            traces.update(zip(places, trace_BTE, strict=True))
+    return data.validation.predictions(traces)
+
+
+def _score(predictions: list[Predictions]) -> dict[str, float]:
+    """Return the CCC of each target over the rated frames of all recordings together."""
+    ccc = registry.load("metric", "ccc")
+    prediction_FE = np.concatenate([item.prediction_FE for item in predictions])
+    target_FE = np.concatenate([item.target_FE for item in predictions])
+    return {
+        target: float(ccc(prediction_FE[:, column], target_FE[:, column]))
+        for column, target in enumerate(predictions[0].targets)
+    }
+
+
+def _finish(
+    place: Path, record: runs.RunRecord, training: _Training, options: TrainOptions, data: _Data
+) -> TrainSummary:
+    """Predict with the best head, and mark the run complete as the last step."""
+    head = checkpoint.load_head(place).to(data.device)
+    predictions = _predict(head, options, data)
+    runs.write_predictions(place, predictions)
+    ccc = _score(predictions)
+    summary = {
+        "num_parameters": sum(parameter.numel() for parameter in head.parameters()),
+        "best_epoch": training.best_epoch,
+        "num_epochs": training.epoch,
+        "ccc": ccc,
+        "mean_ccc": float(np.mean(list(ccc.values()))),
+        "elapsed_s": round(training.elapsed_s, 3),
+    }
+    record = dataclasses.replace(record, summary=summary, complete=True)
+    runs.write_run(place, record)
+    (place / runs.STATE_FILE).unlink(missing_ok=True)
+    return _summarise(place, record, was_complete=False)
+
+
+def _summarise(place: Path, record: runs.RunRecord, was_complete: bool) -> TrainSummary:
+    return TrainSummary(run=str(place), head=record.head, seed=record.seed, was_complete=was_complete, **record.summary)

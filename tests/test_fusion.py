@@ -1,0 +1,484 @@
+"""Contract of the fusion heads over the registry's table, and single heads against slow loops of their equations."""
+
+import inspect
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from avfuse.fusion import FusionHead
+from avfuse.fusion._blocks import BLSTM, AbsentFace, AudioGuidedPooling, Inputs, Regressor, find_padding
+from avfuse.fusion.audio_only import AudioOnly
+from avfuse.fusion.concat import ConcatFusion
+from avfuse.fusion.recursive_joint_attention import JointAttention, RecursiveJointAttention
+from avfuse.fusion.visual_only import VisualOnly
+from avfuse.losses import ccc_loss
+from avfuse.registry import HEADS, load
+
+TARGETS = ("valence", "arousal")
+SMALL = {"audio_size": 12, "video_size": 16, "num_clips": 6, "map_size": 3}
+UNIMODAL = {"audio_only": "audio", "visual_only": "video"}
+"""Heads that read one modality; every other head must use both."""
+
+# Trainable parameters for two targets at the default sizes, derived by hand:
+#   BLSTM(in -> 512), 2 layers, 2 directions of 256: a layer has 2 (4 * 256 (in + 256) + 2 * 4 * 256)
+#     512 -> 512: 1 576 960 + 1 576 960 = 3 153 920        1024 -> 512: 2 625 536 + 1 576 960 = 4 202 496
+#   Regressor(512), 2 targets: 2 (512 * 128 + 128 + 128 + 1) = 131 586;  learned vector for absent faces: 512
+#   Pooling: 3 (512 * 512 + 512) + 2 * 512 * 49 + 49 = 838 193
+#   A recursion: 2 (16 * 16 + 512 * 512 + 1024 * 512) = 1 573 376
+NUM_PARAMETERS = {
+    # 2 BLSTM(512) + pooling + absent + 2 recursions + BLSTM(1024) + regressor
+    "recursive_joint_attention": 2 * 3_153_920 + 838_193 + 512 + 2 * 1_573_376 + 4_202_496 + 131_586,
+    # 2 BLSTM(512) + absent + BLSTM(1024) + regressor
+    "concat": 2 * 3_153_920 + 512 + 4_202_496 + 131_586,
+    # BLSTM(512) + regressor
+    "audio_only": 3_153_920 + 131_586,
+    # BLSTM(512) + absent + regressor
+    "visual_only": 3_153_920 + 512 + 131_586,
+}
+
+
+def make_head(name, targets=TARGETS, seed=0, **arguments):
+    torch.manual_seed(seed)
+    return load("head", name)(targets, **(SMALL | arguments)).eval()
+
+
+def make_inputs(num_clips=6, batch=3, dtype=torch.float32, seed=1):
+    generator = torch.Generator().manual_seed(seed)
+    audio = torch.randn(batch, num_clips, 12, generator=generator, dtype=dtype)
+    video = torch.randn(batch, num_clips, 16, 3, 3, generator=generator, dtype=dtype)
+    return audio, video
+
+
+def randomise(module, seed=2):
+    """Move the parameters that start at 0, so that a test sees their use."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter += 0.1 * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
+    return module
+
+
+# The contract ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_contract_is_a_documented_head(name):
+    head = make_head(name)
+    assert isinstance(head, FusionHead)
+    assert head.targets == TARGETS
+    assert head.num_clips == 6
+    assert "ource" in type(head).__doc__
+    arguments = inspect.signature(type(head)).parameters
+    assert all(arguments[key].kind is inspect.Parameter.KEYWORD_ONLY for key in list(arguments)[1:])
+    assert [arguments[key].default for key in ("audio_size", "video_size", "num_clips", "map_size")] == [
+        512,
+        512,
+        16,
+        7,
+    ]
+
+
+@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize("targets", [("valence",), TARGETS])
+@pytest.mark.parametrize("num_clips", [1, 4, 6])
+def test_contract_shape(name, targets, num_clips):
+    head = make_head(name, targets).train()
+    audio, video = make_inputs(num_clips)
+    for video_as in (video, video.half(), video.bfloat16()):
+        trace = head(audio, video_as)
+        assert trace.shape == (3, num_clips, len(targets))
+        assert trace.dtype == torch.float32
+        assert trace.isfinite().all()
+
+
+@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-10)])
+@pytest.mark.parametrize("garbage", [0.0, 1e4, float("nan")])
+def test_contract_padding_changes_nothing(name, dtype, tolerance, garbage):
+    head = randomise(make_head(name).to(dtype))
+    audio, video = make_inputs(dtype=dtype)
+    face = torch.rand(3, 6, generator=torch.Generator().manual_seed(3))
+    mask = torch.ones(3, 6, dtype=torch.bool)
+    mask[1, 2:] = False
+    mask[2, 5:] = False
+    alone = [
+        head(audio[b : b + 1, :n], video[b : b + 1, :n], face=face[b : b + 1, :n]) for b, n in enumerate((6, 2, 5))
+    ]
+    audio[~mask] = garbage
+    video[~mask] = garbage
+    face[~mask] = 0
+    trace = head(audio, video, mask, face)
+    assert trace.isfinite().all()
+    for b, expected in enumerate(alone):
+        torch.testing.assert_close(trace[b : b + 1, : expected.shape[1]], expected, atol=tolerance, rtol=tolerance)
+    trace[mask].sum().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in head.parameters())
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_contract_padding_needs_no_clip(name):
+    head = make_head(name)
+    audio, video = make_inputs()
+    mask = torch.ones(3, 6, dtype=torch.bool)
+    torch.testing.assert_close(head(audio, video, mask), head(audio, video), atol=0, rtol=0)
+    mask[1] = False
+    trace = head(audio, video, mask)
+    assert trace.isfinite().all()
+    torch.testing.assert_close(trace[[0, 2]], head(audio, video)[[0, 2]], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_contract_follows_the_order_of_the_batch(name):
+    head = make_head(name).double()
+    audio, video = make_inputs(batch=7, dtype=torch.float64)  # more than the blocks take at once
+    order = torch.tensor([3, 6, 0, 2, 1, 5, 4])
+    expected = head(audio, video)[order]
+    torch.testing.assert_close(head(audio[order], video[order]), expected, atol=1e-12, rtol=1e-12)
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_contract_gradients(name):
+    head = make_head(name)
+    given = dict(zip(("audio", "video"), make_inputs(), strict=True))
+    for values in given.values():
+        values.requires_grad_()
+    target = torch.randn(3, 6, 2, generator=torch.Generator().manual_seed(4))
+    ccc_loss(head(**given, face=torch.full((3, 6), 0.5)), target, torch.ones(3, 6, dtype=torch.bool)).backward()
+    for modality, values in given.items():
+        if UNIMODAL.get(name, modality) == modality:
+            assert (values.grad.flatten(2).abs().sum(dim=2) > 0).all()
+        else:
+            assert values.grad is None or not values.grad.any()
+    assert all(parameter.grad is not None and parameter.grad.any() for parameter in head.parameters())
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_contract_face_of_one_is_none(name):
+    head = randomise(make_head(name))
+    audio, video = make_inputs()
+    assert torch.equal(head(audio, video, face=torch.ones(3, 6)), head(audio, video))
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_contract_standardise(name):
+    head = make_head(name).double()
+    audio, video = make_inputs(dtype=torch.float64)
+    expected = head(audio, video)
+    means, stds = (torch.full((n, 3, 3), value).double() for n, value in ((16, 5.0), (16, 3.0)))
+    means += torch.arange(9).reshape(3, 3)
+    audio_means, audio_stds = torch.arange(12).double(), torch.full((12,), 0.5).double()
+    head.standardise(audio_means, audio_stds, means, stds)
+    standardised = head(audio * audio_stds + audio_means, video * stds + means)
+    torch.testing.assert_close(standardised, expected, atol=1e-10, rtol=1e-10)
+    assert not torch.allclose(head(audio, video), expected, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_contract_standardise_refusals(name):
+    head = make_head(name)
+    constants = [torch.zeros(12), torch.ones(12), torch.zeros(16, 3, 3), torch.ones(16, 3, 3)]
+    with pytest.raises(ValueError, match=r"video_std has shape \(16,\)"):
+        head.standardise(*constants[:3], torch.ones(16))
+    with pytest.raises(ValueError, match="audio_mean holds values that are not finite"):
+        head.standardise(torch.full((12,), float("nan")), *constants[1:])
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_contract_state_round_trip(name):
+    head, other = randomise(make_head(name)), make_head(name, seed=5)
+    audio, video = make_inputs()
+    head.standardise(torch.ones(12), torch.full((12,), 2.0), torch.ones(16, 3, 3), torch.full((16, 3, 3), 2.0))
+    assert not torch.equal(other(audio, video), head(audio, video))
+    other.load_state_dict(head.state_dict())
+    assert torch.equal(other(audio, video), head(audio, video))
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_contract_seed(name):
+    first, second, other = make_head(name), make_head(name), make_head(name, seed=1)
+    audio, video = make_inputs()
+    states = [head.state_dict() for head in (first, second, other)]
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+    assert not torch.equal(first(audio, video), other(audio, video))
+    traces = []
+    for head in (first.train(), second.train()):
+        torch.manual_seed(9)
+        traces.append(head(audio, video))
+    assert torch.equal(*traces)
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_contract_bfloat16(name):
+    head = make_head(name)
+    audio, video = make_inputs()
+    mask = torch.ones(3, 6, dtype=torch.bool)
+    mask[0, 3:] = False
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        trace = head(audio, video.half(), mask)
+    assert trace.dtype == torch.float32
+    trace.sum().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in head.parameters() if parameter.grad is not None)
+    # bfloat16 keeps 8 bits; a few products in a row, of numbers near 1, stay within 0.05
+    torch.testing.assert_close(trace[mask], head(audio, video, mask)[mask], atol=0.05, rtol=0.05)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", HEADS)
+def test_contract_gpu(name):
+    head = randomise(make_head(name).double())
+    audio, video = make_inputs(batch=7, dtype=torch.float64)
+    mask = torch.ones(7, 6, dtype=torch.bool)
+    mask[2, 4:] = False
+    expected = head(audio, video, mask)
+    trace = head.cuda()(audio.cuda(), video.cuda(), mask.cuda()).cpu()
+    torch.testing.assert_close(trace[mask], expected[mask], atol=1e-9, rtol=1e-9)
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_contract_refusals(name):
+    head = make_head(name)
+    with pytest.raises(ValueError, match="windows of 7 clips; this head takes at most 6"):
+        head(*make_inputs(num_clips=7))
+    audio, video = make_inputs()
+    with pytest.raises(ValueError, match=r"\(12,\) \(audio\) and \(16, 2, 3\) \(video\)"):
+        head(audio, video[..., :2, :])
+    mask = torch.ones(3, 6, dtype=torch.bool)
+    mask[0, 2] = False
+    with pytest.raises(ValueError, match="padding must stand at the end"):
+        head(audio, video, mask)
+    with pytest.raises(ValueError, match="at least one target"):
+        make_head(name, targets=())
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_number_of_parameters(name):
+    assert name in NUM_PARAMETERS, f"derive the number of parameters of {name} by hand and add it to NUM_PARAMETERS"
+    head = load("head", name)(TARGETS)
+    assert sum(parameter.numel() for parameter in head.parameters()) == NUM_PARAMETERS[name]
+
+
+def test_table_of_parameters_names_registered_heads():
+    assert set(NUM_PARAMETERS) == set(HEADS)
+
+
+# Single heads ---------------------------------------------------------------------------------------------------------
+
+
+def test_visual_only_ignores_video_without_face():
+    head = randomise(make_head("visual_only"))
+    audio, video = make_inputs()
+    no_face = torch.zeros(3, 6)
+    assert torch.equal(head(audio, video, face=no_face), head(audio, 3 * video, face=no_face))
+    assert not torch.equal(head(audio, video), head(audio, 3 * video))
+
+
+def test_unimodal_heads_ignore_the_other_modality():
+    audio, video = make_inputs()
+    assert torch.equal(*(make_head("audio_only")(audio, values) for values in (video, 3 * video)))
+    assert torch.equal(*(make_head("visual_only")(values, video) for values in (audio, 3 * audio)))
+
+
+@pytest.mark.parametrize("head_class", [ConcatFusion, AudioOnly, VisualOnly])
+def test_without_blstm_clips_are_independent(head_class):
+    without = {"unimodal_blstm": False} | ({"joint_blstm": False} if head_class is ConcatFusion else {})
+    head = head_class(TARGETS, **SMALL, **without).eval()
+    assert not any(isinstance(module, torch.nn.LSTM) for module in head.modules())
+    audio, video = make_inputs()
+    expected = torch.cat([head(audio[:, [t]], video[:, [t]]) for t in range(6)], dim=1)
+    torch.testing.assert_close(head(audio, video), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_heads_share_the_regressor_and_its_dropout():
+    defaults = {inspect.signature(load("head", name)).parameters["dropout"].default for name in HEADS}
+    assert defaults == {0.5}
+
+
+@pytest.mark.parametrize("recursions", [0, -1])
+def test_recursions_refused(recursions):
+    with pytest.raises(ValueError, match=f"recursions is {recursions}; allowed are whole numbers from 1"):
+        RecursiveJointAttention(TARGETS, **SMALL, recursions=recursions)
+
+
+def test_odd_blstm_refused():
+    with pytest.raises(ValueError, match="size 13; the size must be even"):
+        AudioOnly(TARGETS, **(SMALL | {"audio_size": 13}))
+
+
+def test_dead_features_do_not_blow_up():
+    inputs = Inputs(audio_size=4, video_size=2, map_size=1, num_clips=3)
+    inputs.set_constants(torch.zeros(4), torch.tensor([0.0, 1.0, 1.0, 2.0]), torch.zeros(2, 1, 1), torch.zeros(2, 1, 1))
+    assert inputs.audio_std.tolist() == pytest.approx([0.01, 1.0, 1.0, 2.0])  # 0.01 of the mean, 1
+    assert inputs.video_std.flatten().tolist() == [1.0, 1.0]
+
+
+def test_pooling_gradient():
+    torch.manual_seed(0)
+    pooling = randomise(AudioGuidedPooling(3, 4, 5).double())
+    cells, audio = (torch.randn(2, 5, 4).double().requires_grad_(), torch.randn(2, 3).double().requires_grad_())
+    assert torch.autograd.gradcheck(pooling, (cells, audio))
+
+
+def test_attention_gradient():
+    torch.manual_seed(0)
+    attention = JointAttention(4, 7, 3).double()
+    values, joint = (torch.randn(2, 3, size).double().requires_grad_() for size in (4, 7))
+    assert torch.autograd.gradcheck(attention, (values, joint))
+    weights = tuple(weight.detach().clone().requires_grad_() for weight in attention.parameters())
+    names = [name for name, _ in attention.named_parameters()]
+
+    def with_weights(*given):
+        state = dict(zip(names, given, strict=True))
+        return torch.func.functional_call(attention, state, (values.detach(), joint.detach()))
+
+    assert torch.autograd.gradcheck(with_weights, weights)
+
+
+def test_blocks_at_padding_are_zero():
+    torch.manual_seed(0)
+    padding = find_padding(torch.tensor([[True, True, False], [False, False, False]]))
+    values = torch.randn(2, 3, 4)
+    for output in (
+        BLSTM(4, 6)(values, padding),
+        randomise(AbsentFace(4))(values, torch.zeros(2, 3), padding),
+        Inputs(4, 4, 1, 3).mean_video(values[..., None, None], padding),
+    ):
+        assert not output[0, 2:].any()
+        assert not output[1].any()
+        assert output[0, :2].all()
+
+
+# The equations, slowly ------------------------------------------------------------------------------------------------
+
+
+def weights_of(module):
+    return {name: tensor.detach().numpy() for name, tensor in module.state_dict().items()}
+
+
+def sigmoid(values):
+    return 1 / (1 + np.exp(-values))
+
+
+def slow_direction(rows, weight_x, weight_h, bias_x, bias_h):
+    """One LSTM direction over the rows: gates input, forget, cell, output."""
+    state = cell = np.zeros(weight_h.shape[1])
+    outputs = []
+    for row in rows:
+        into, forget, new, out = np.split(weight_x @ row + bias_x + weight_h @ state + bias_h, 4)
+        cell = sigmoid(forget) * cell + sigmoid(into) * np.tanh(new)
+        state = sigmoid(out) * np.tanh(cell)
+        outputs.append(state)
+    return np.array(outputs)
+
+
+def slow_blstm(block, rows):
+    weights = weights_of(block.lstm)
+    for layer in range(2):
+        halves = []
+        for suffix, step in (("", 1), ("_reverse", -1)):
+            keys = (f"{kind}_l{layer}{suffix}" for kind in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
+            halves.append(slow_direction(rows[::step], *(weights[key] for key in keys))[::step])
+        rows = np.concatenate(halves, axis=1)
+    return rows
+
+
+def slow_pooling(block, maps, audio):
+    """maps (T, C, H, W), audio (T, A) -> (T, C); cell by cell."""
+    w = weights_of(block)
+    pooled = []
+    for clip, guide in zip(maps, audio, strict=True):
+        query = np.maximum(w["audio_layer.weight"] @ guide + w["audio_layer.bias"], 0)
+        cells = [clip[:, y, x] for y in range(clip.shape[1]) for x in range(clip.shape[2])]
+        scores = []
+        for cell in cells:
+            u = np.maximum(w["cell_layer.weight"] @ cell + w["cell_layer.bias"], 0)
+            content = np.tanh(w["cell_score.weight"] @ u + w["audio_score.weight"] @ query)
+            scores.append(math.exp((w["score.weight"] @ content).item()))
+        mean = sum(score * cell for score, cell in zip(scores, cells, strict=True)) / sum(scores)
+        pooled.append(w["output_layer.weight"] @ mean + w["output_layer.bias"])
+    return np.array(pooled)
+
+
+def slow_attention(block, rows, joint):
+    """One recursion of one modality of one window, entry by entry where the paper writes a matrix."""
+    w = weights_of(block)
+    num_clips, size, joint_size = len(rows), rows.shape[1], joint.shape[1]
+    correlation = np.zeros((size, joint_size))
+    for i in range(num_clips):
+        for j in range(num_clips):
+            correlation += np.outer(rows[i], joint[j]) * w["clip_weight"][i, j]
+    correlation = np.tanh(correlation / math.sqrt(joint_size))
+    return np.array([row + np.maximum(row @ w["feature_weight"] @ correlation, 0) @ w["output_weight"] for row in rows])
+
+
+def slow_regressor(block, rows):
+    columns = []
+    for branch in block.branches:
+        w = weights_of(branch)
+        hidden = np.maximum(rows @ w["0.weight"].T + w["0.bias"], 0)
+        columns.append((hidden @ w["3.weight"].T + w["3.bias"])[:, 0])
+    return np.stack(columns, axis=1)
+
+
+def slow_head(head, audio, video, face):
+    """One window without padding: audio (T, A), video (T, C, H, W), face (T,)."""
+    constants = weights_of(head.inputs)
+    audio = (audio - constants["audio_mean"]) / constants["audio_std"]
+    video = (video - constants["video_mean"]) / constants["video_std"]
+    if head.audio_blstm is not None:
+        audio = slow_blstm(head.audio_blstm, audio)
+    absent = head.absent_face.absent_C.detach().numpy()
+    video = slow_pooling(head.pooling, video, audio)
+    video = np.array([share * row + (1 - share) * absent for share, row in zip(face, video, strict=True)])
+    if head.video_blstm is not None:
+        video = slow_blstm(head.video_blstm, video)
+    for attend_audio, attend_video in zip(head.audio_attention, head.video_attention, strict=True):
+        joint = np.concatenate([audio, video], axis=1)
+        audio, video = slow_attention(attend_audio, audio, joint), slow_attention(attend_video, video, joint)
+    fused = np.concatenate([audio, video], axis=1)
+    if head.joint_blstm is not None:
+        fused = slow_blstm(head.joint_blstm, fused)
+    return slow_regressor(head.regressor, fused)
+
+
+@pytest.mark.parametrize("recursions", [1, 2, 3])
+@pytest.mark.parametrize("unimodal_blstm", [True, False])
+@pytest.mark.parametrize("joint_blstm", [True, False])
+def test_recursive_joint_attention_is_its_equations(recursions, unimodal_blstm, joint_blstm):
+    torch.manual_seed(0)
+    arguments = {"recursions": recursions, "unimodal_blstm": unimodal_blstm, "joint_blstm": joint_blstm}
+    head = randomise(RecursiveJointAttention(TARGETS, **SMALL, **arguments).double().eval())
+    generator = torch.Generator().manual_seed(1)
+    head.standardise(
+        *(torch.rand(shape, generator=generator) + 0.5 for shape in ((12,), (12,), (16, 3, 3), (16, 3, 3)))
+    )
+    for num_clips in (6, 4):
+        audio, video = make_inputs(num_clips, batch=5, dtype=torch.float64)
+        face = torch.rand(5, num_clips, generator=generator).double()
+        mask = torch.ones(5, num_clips, dtype=torch.bool)
+        mask[1, 1:] = False
+        mask[3, 3:] = False
+        trace = head(audio, video, mask, face)
+        for b, length in enumerate(mask.sum(dim=1).tolist()):
+            expected = slow_head(head, *(values[b, :length].numpy() for values in (audio, video, face)))
+            # 1e-9 of the trace: float64 sums of a few hundred products in another order
+            np.testing.assert_allclose(trace[b, :length].detach().numpy(), expected, rtol=1e-9, atol=1e-9)
+
+
+def test_concat_is_its_equations():
+    head = randomise(make_head("concat").double())
+    audio, video = make_inputs(dtype=torch.float64)
+    for b in range(3):
+        a, v = audio[b].numpy(), video[b].numpy().mean(axis=(2, 3))
+        joint = np.concatenate([slow_blstm(head.audio_blstm, a), slow_blstm(head.video_blstm, v)], axis=1)
+        expected = slow_regressor(head.regressor, slow_blstm(head.joint_blstm, joint))
+        np.testing.assert_allclose(head(audio, video)[b].detach().numpy(), expected, rtol=1e-9, atol=1e-9)
+
+
+def test_regressor_dropout_acts_in_training_only():
+    torch.manual_seed(0)
+    regressor, values = Regressor(6, 1, dropout=0.5), torch.randn(2, 3, 6)
+    assert not torch.equal(regressor(values), regressor(values))
+    regressor.eval()
+    assert torch.equal(regressor(values), regressor(values))

@@ -1,0 +1,132 @@
+"""The run directory reads back what was written, and refuses what it cannot read."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from avfuse import runs
+from avfuse.runs import RunRecord
+from avfuse.schema import Predictions, UsageError
+
+NAMES = ("Zoë/Ålesund 1", "видео", "emoji-😀.take two", "plain")
+
+
+def record(**changes: object) -> RunRecord:
+    values = {
+        "head": "concat",
+        "head_options": {"dropout": 0.1, "joint_blstm": False, "note": "größe"},
+        "targets": ("valence", "arousal"),
+        "seed": 3,
+        "options": {"num_clips": 16, "learning_rate": 1e-4, "amp": "off"},
+        "fingerprint": "0123abcd",
+        "dataset": "aff_wild2",
+        "versions": {"avfuse": "0.1.0"},
+        "summary": {"best_epoch": 4, "ccc": {"valence": 0.5}},
+        "complete": True,
+    }
+    return RunRecord(**{**values, **changes})  # type: ignore[arg-type]
+
+
+def predictions(name: str, num_frames: int, targets: tuple[str, ...] = ("valence", "arousal")) -> Predictions:
+    rng = np.random.default_rng(num_frames)
+    target_FE = rng.normal(size=(num_frames, len(targets))).astype(np.float32)
+    target_FE[::3] = np.nan
+    return Predictions(
+        recording=name,
+        subject=f"subject of {name}",
+        partition="validation",
+        targets=targets,
+        time_s=np.arange(num_frames) / 29.97 + 0.016,
+        prediction_FE=rng.normal(size=(num_frames, len(targets))).astype(np.float32),
+        target_FE=target_FE,
+        face_F=rng.random(num_frames) < 0.5,
+    )
+
+
+def test_record_round_trip(tmp_path: Path) -> None:
+    run = tmp_path / "läufe" / "seed 3"
+    runs.write_run(run, record())
+    assert runs.read_run(run) == record()
+    assert [path.name for path in run.iterdir()] == ["run.json"]
+
+
+def test_identity_tells_trainings_apart() -> None:
+    same = record(summary={}, versions={}, complete=False)
+    assert same.identity == record().identity
+    others = [record(seed=4), record(fingerprint="f"), record(head_options={}), record(options={}), record(head="h")]
+    assert all(other.identity != record().identity for other in others)
+
+
+@pytest.mark.parametrize("lengths", [(5, 1, 130, 2), (4, 4, 4, 4), (0, 3, 0, 1)])
+def test_predictions_round_trip(lengths: tuple[int, ...], tmp_path: Path) -> None:
+    written = [predictions(name, length) for name, length in zip(NAMES, lengths, strict=True)]
+    runs.write_predictions(tmp_path, written)
+    read = runs.read_predictions(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["predictions.npz"]
+    assert len(read) == len(written)
+    for one, other in zip(written, read, strict=True):
+        assert (one.recording, one.subject, one.partition) == (other.recording, other.subject, other.partition)
+        assert one.targets == other.targets
+        for array in ("time_s", "prediction_FE", "target_FE", "face_F"):
+            np.testing.assert_array_equal(getattr(one, array), getattr(other, array))
+            assert getattr(one, array).dtype == getattr(other, array).dtype
+
+
+def test_history_round_trip_and_torn_line(tmp_path: Path) -> None:
+    assert runs.read_history(tmp_path) == []
+    epochs = [{"epoch": 0, "loss": 0.5}, {"epoch": 1, "loss": 0.25}]
+    runs.write_history(tmp_path, epochs)
+    assert runs.read_history(tmp_path) == epochs
+    with (tmp_path / runs.HISTORY_FILE).open("a") as file:
+        file.write('{"epoch": 2, "lo')
+    assert runs.read_history(tmp_path) == epochs
+    runs.write_history(tmp_path, epochs[:1])
+    assert runs.read_history(tmp_path) == epochs[:1]
+
+
+def test_find_runs(tmp_path: Path) -> None:
+    for name in ("a/seed-1", "a/seed-0", "b"):
+        runs.write_run(tmp_path / name, record())
+    found = [tmp_path.resolve() / name for name in ("a/seed-0", "a/seed-1", "b")]
+    assert runs.find_runs([tmp_path]) == found
+    assert runs.find_runs([tmp_path / "b", tmp_path / "a", tmp_path]) == [found[2], *found[:2]]
+    (tmp_path / "foreign" / "deep").mkdir(parents=True)
+    with pytest.raises(UsageError, match="foreign holds no run"):
+        runs.find_runs([tmp_path, tmp_path / "foreign"])
+    with pytest.raises(UsageError, match="nowhere does not exist"):
+        runs.find_runs([tmp_path / "nowhere"])
+
+
+def test_foreign_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"is not a run: it holds no run\.json"):
+        runs.read_run(tmp_path)
+    with pytest.raises(UsageError, match=r"holds no predictions\.npz: its training did not end"):
+        runs.read_predictions(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b"{}", b'{"format_version": 1}', b'"text"', b"null", b"\xff\xfe\x00", b"[" * 9]
+)
+def test_damaged_record_is_refused(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_bytes(content)
+    with pytest.raises(UsageError, match=r"run\.json is not a run record .*; train the run again"):
+        runs.read_run(tmp_path)
+
+
+def test_record_from_the_future_is_refused(tmp_path: Path) -> None:
+    runs.write_run(tmp_path, record())
+    path = tmp_path / "run.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "format_version": 99, "new": 1}))
+    with pytest.raises(UsageError, match="has format version 99; this avfuse reads 1"):
+        runs.read_run(tmp_path)
+
+
+@pytest.mark.parametrize("keep", [0, 10, 400])
+def test_damaged_predictions_are_refused(keep: int, tmp_path: Path) -> None:
+    runs.write_predictions(tmp_path, [predictions("a", 40)])
+    path = tmp_path / runs.PREDICTIONS_FILE
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(UsageError, match=r"predictions\.npz is damaged .*; train the run again"):
+        runs.read_predictions(tmp_path)
