@@ -34,12 +34,18 @@ def new_aside_name() -> str:
 
 
 def sweep(folder: Path) -> list[str]:
-    """Remove what dead writers of this machine left in a folder; return the names of what went."""
+    """Remove what dead writers of this machine left in a folder, files or folders; return the names of what went."""
     gone = []
     for leftover in folder.iterdir():
-        host, _, process = leftover.name.rpartition("-")[0].rpartition("-")
-        if host == socket.gethostname() and process.isdigit() and not _is_alive(int(process)):
-            shutil.rmtree(leftover, ignore_errors=True)
+        writer, _, process = leftover.name.rpartition("-")[0].rpartition("-")
+        is_ours = writer == socket.gethostname() or (
+            writer.startswith(".") and writer.endswith(f".{socket.gethostname()}")
+        )
+        if is_ours and process.isdecimal() and not _is_alive(int(process)):
+            if leftover.is_dir():
+                shutil.rmtree(leftover, ignore_errors=True)
+            else:
+                leftover.unlink(missing_ok=True)
             gone.append(leftover.name)
     return gone
 

@@ -76,6 +76,13 @@ class CacheSpec:
     audio_shape: tuple[int, ...] = (512,)
     format_version: int = FORMAT_VERSION
 
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> CacheSpec:
+        """Restore a spec from what JSON made of its fields."""
+        lists = ("targets", "video_shape", "audio_shape")
+        fields: dict[str, Any] = {key: tuple(value) if key in lists else value for key, value in values.items()}
+        return cls(**fields)
+
     @property
     def fingerprint(self) -> str:
         """The first 12 hexadecimal digits of the sha256 of all fields."""
@@ -183,7 +190,7 @@ class FeatureCache:
         version = attributes["spec"].get("format_version")
         if version != FORMAT_VERSION:
             raise UsageError(f"{path} has format version {version}; this avfuse reads {FORMAT_VERSION}")
-        spec = CacheSpec(**{key: tuple(v) if isinstance(v, list) else v for key, v in attributes["spec"].items()})
+        spec = CacheSpec.from_json(attributes["spec"])
         if spec.fingerprint != attributes["fingerprint"]:
             raise UsageError(f"{path}: its settings were altered after it was made; extract the features again")
         return cls(path, spec)
@@ -418,7 +425,7 @@ class RecordingWriter:
             raise ValueError(f"{self._num_written} clips came, {self._video.shape[0]} were announced")
         for name, values in {"audio": np.concatenate(self._audio), **arrays}.items():
             self._create(name, values.shape, values.dtype, max(1, len(values)))[...] = values
-        attributes = {
+        attributes: dict[str, Any] = {
             "recording": self.name,
             "num_clips": self._num_written,
             "fps": fps,

@@ -5,7 +5,6 @@ knowing what trained it. Files are written aside and renamed, and read with ``we
 """
 
 import io
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +86,7 @@ def load_state(path: Path) -> dict[str, Any]:
         raise UsageError(f"{path} does not exist")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+    except Exception as error:  # on garbage the restricted unpickler raises whatever its stack machine runs into
         raise UsageError(f"{path} cannot be read as a checkpoint ({type(error).__name__})") from error
     if not isinstance(content, dict) or content.get("format_version") != FORMAT_VERSION:
         raise UsageError(f"{path} is not a checkpoint of format version {FORMAT_VERSION}")

@@ -108,8 +108,10 @@ def demo(as_json: bool, **knobs: Any) -> None:
     """
     from avfuse.demo import demo as write_demo
 
-    with _progress("demo corpus", "{task.completed}/{task.total} recordings") as show:
-        summary = write_demo(DemoOptions(**knobs), lambda done, total: show(done, total, ""))
+    with _progress("demo corpus") as show:
+        summary = write_demo(
+            DemoOptions(**knobs), lambda done, total: show(done, total, f"{done}/{total} recordings", done == total)
+        )
     if as_json:
         _print_json(summary)
     else:
@@ -129,13 +131,14 @@ def extract(as_json: bool, **knobs: Any) -> None:
     from avfuse.extract import extract as run
 
     started_s = time.monotonic()
-    with _progress("extract", "{task.fields[note]}") as show:
+    with _progress("extract") as show:
 
         def on_progress(progress: ExtractProgress) -> None:
             speed = progress.num_clips / max(time.monotonic() - started_s, 1e-9)
             failed = f", {progress.num_failed} failed" if progress.num_failed else ""
             note = f"{progress.num_done}/{progress.num_recordings} recordings{failed}, {speed:.1f} clips/s"
-            show(progress.num_done + progress.share_of_recording, progress.num_recordings, note)
+            finished = progress.num_done == progress.num_recordings
+            show(progress.num_done + progress.share_of_recording, progress.num_recordings, note, finished)
 
         summary = run(ExtractOptions(**knobs), on_progress)
     if as_json:
@@ -156,15 +159,18 @@ def fuse_train(as_json: bool, **knobs: Any) -> None:
     """
     from avfuse.train import TrainProgress, train
 
-    with _progress("fuse-train", "{task.fields[note]}") as show:
+    last: dict[int, str] = {}  # the last scored epoch of each seed
+    with _progress("fuse-train") as show:
 
         def on_progress(progress: TrainProgress) -> None:
             note = f"seed {progress.seed} epoch {progress.epoch}/{progress.num_epochs} loss {progress.loss:.3f}"
-            if progress.metrics:
-                ccc = {key.removeprefix("ccc_"): v for key, v in progress.metrics.items() if key.startswith("ccc_")}
-                note += "  CCC " + " ".join(f"{target} {value:.3f}" for target, value in ccc.items())
-            finished = progress.share_of_epoch == 1.0
-            show(progress.epoch - 1 + progress.share_of_epoch, progress.num_epochs, note, finished)
+            ccc = [(key, value) for key, value in progress.metrics.items() if "ccc_" in key]
+            last[progress.seed] = "".join(
+                f"  {key.replace('ccc_', 'CCC ')} {value:.3f}" for key, value in ccc
+            ) or last.get(progress.seed, "")
+            note += last[progress.seed]
+            done = progress.epoch - 1 + progress.share_of_epoch
+            show(done, progress.num_epochs, note, milestone=bool(progress.metrics))
 
         summaries = train(TrainOptions(**knobs), on_progress)
     if as_json:
@@ -264,14 +270,14 @@ def _console(stderr: bool = True) -> Console:
 
 
 @contextlib.contextmanager
-def _progress(title: str, columns: str) -> Iterator[Callable[..., None]]:
+def _progress(title: str) -> Iterator[Callable[..., None]]:
     """Show a bar on a terminal, or a plain line now and then elsewhere; yield what moves it."""
     if logging.getLogger().level >= logging.ERROR:
         yield lambda *_: None
     elif not sys.stderr.isatty():
         yield _plain_lines(title)
     else:
-        with _bar(columns) as bar:
+        with _bar() as bar:
             task = bar.add_task(title, total=None, note="starting")
 
             def move(done: float, total: float, note: str, milestone: bool = False) -> None:
@@ -280,10 +286,16 @@ def _progress(title: str, columns: str) -> Iterator[Callable[..., None]]:
             yield move
 
 
-def _bar(columns: str) -> Progress:
+def _bar() -> Progress:
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-    layout = ("{task.description}", BarColumn(), TextColumn(columns), TimeElapsedColumn(), TimeRemainingColumn())
+    layout = (
+        "{task.description}",
+        BarColumn(),
+        TextColumn("{task.fields[note]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
     return Progress(*layout, console=_console(), transient=True)
 
 
@@ -292,9 +304,9 @@ def _plain_lines(title: str) -> Callable[..., None]:
 
     def move(done: float, total: float, note: str, milestone: bool = False) -> None:
         now_s = time.monotonic()
-        if milestone or done == total or now_s - last_s[0] >= HEARTBEAT_S:
+        if milestone or now_s - last_s[0] >= HEARTBEAT_S:
             last_s[0] = now_s
-            click.echo(f"{title}: {note or f'{done:g}/{total:g}'}", err=True)
+            click.echo(f"{title}: {note}", err=True)
 
     return move
 

@@ -23,6 +23,7 @@ import skimage.data
 import torch
 import torch.nn.functional as F
 
+from avfuse.atomic import write_atomically
 from avfuse.options import DemoOptions
 from avfuse.schema import UsageError
 
@@ -109,8 +110,8 @@ def demo(options: DemoOptions, progress: Callable[[int, int], None] = lambda don
         for done, _ in enumerate(_run_all(render, subjects, options.num_workers), start=1):
             progress(done, len(subjects))
         tested = [NAME.format(subject) + "\n" for subject in subjects if partition_of(subject) == "test"]
-        _write_text(root / TEST_LIST, "".join(tested))
-        _write_text(root / "README.txt", README_TEXT)
+        write_atomically(root / TEST_LIST, "".join(tested).encode())
+        write_atomically(root / "README.txt", README_TEXT.encode())
         begun_marker.replace(root / MARKER_FILE)
     num_bytes = sum((root / VIDEO_DIR / f"{NAME.format(subject)}.mp4").stat().st_size for subject in subjects)
     return DemoSummary(root, len(subjects), num_frames * len(subjects), num_frames * len(subjects) / FPS, num_bytes)
@@ -162,18 +163,14 @@ def _render_recording(root: Path, seed: int, num_frames: int, subject: int) -> N
         if partition in PARTITION_DIRS:
             rows = zip(plan.valence_F, plan.arousal_F, plan.unrated_F, strict=True)
             lines = ["-5,-5" if unrated else f"{valence:.3f},{arousal:.3f}" for valence, arousal, unrated in rows]
-            _write_text(root / PARTITION_DIRS[partition] / f"{name}.txt", "\n".join(("valence,arousal", *lines, "")))
+            annotation = "\n".join(("valence,arousal", *lines, "")).encode()
+            write_atomically(root / PARTITION_DIRS[partition] / f"{name}.txt", annotation)
         _write_mp4(_aside(path), render_frames(plan, picture_rng), render_voice(plan, voice_rng))
         _aside(path).replace(path)
 
 
 def _aside(path: Path) -> Path:
     return path.with_name(f"{path.name}.partial")
-
-
-def _write_text(path: Path, text: str) -> None:
-    _aside(path).write_text(text, encoding="utf-8")
-    _aside(path).replace(path)
 
 
 def plan_recording(rng: Rng, num_frames: int) -> Plan:

@@ -15,9 +15,9 @@ def choose_device(name: str) -> torch.device:
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    kind, _, index = name.partition(":")
+    kind, separator, index = name.partition(":")
     count = {"cpu": 1, "cuda": torch.cuda.device_count()}.get(kind, 0)
-    if count == 0 or (index and (not index.isdigit() or int(index) >= count)):
+    if count == 0 or (separator and (not index.isdecimal() or int(index) >= count)):
         cuda = ", ".join(f"cuda:{i}" for i in range(torch.cuda.device_count()))
         raise UsageError(f"device '{name}' is not here; there is: auto, cpu{', ' + cuda if cuda else ''}")
     return torch.device(name)

@@ -233,7 +233,7 @@ def _extract_recording(
             },
             fps=timeline.fps,
         )
-    return face_share_N
+    return np.asarray(face_share_N)
 
 
 def _frame_targets(recording: Recording, timeline: media.Timeline, corpus: Corpus) -> npt.NDArray[np.float32]:

@@ -69,15 +69,17 @@ class FaceDetector:
 
     def detect(self, images: list[Pixels]) -> list[list[Face]]:
         """Return the faces in each image (Y, X, 3), RGB, largest first."""
-        if min(images[0].shape[:2]) < self._min_face_px:
-            return [[] for _ in images]
         if any(image.shape != images[0].shape for image in images):
             return [self.detect([image])[0] for image in images]
+        if min(images[0].shape[:2]) < self._min_face_px:
+            return [[] for _ in images]
         try:
             boxes, probabilities, landmarks = self._mtcnn.detect(np.stack(images), landmarks=True)
+        except torch.OutOfMemoryError:
+            raise
         except RuntimeError as error:
             # MTCNN fails on a whole batch when one candidate box degenerates; the other images need not pay for it.
-            if len(images) == 1 or isinstance(error, torch.OutOfMemoryError):
+            if len(images) == 1:
                 log.warning("the detector failed on one frame, which counts as without a face: %s", error)
                 return [[] for _ in images]
             return [self.detect([image])[0] for image in images]
@@ -120,7 +122,7 @@ class FaceTrack:
         """Return which frames the detector sees: the first, the last, and the last of every `detect_every`."""
         index_F = np.arange(self.num_frames)
         at_ends = (index_F == 0) | (index_F == self.num_frames - 1)
-        return at_ends | ((index_F + 1) % self.detect_every == 0)
+        return np.asarray(at_ends | ((index_F + 1) % self.detect_every == 0))
 
     def crops(self, frames: Iterable[tuple[int, Pixels]]) -> Iterator[tuple[int, Pixels]]:
         """Yield the aligned crop (112, 112, 3) of every frame that comes in, in order; black without a face."""
@@ -151,11 +153,11 @@ class FaceTrack:
         """Return the candidate that continues the track, or the largest when the track has none to continue."""
         if not candidates:
             return None
-        chosen = candidates[0]
-        if self._followed is not None:
-            best = max(candidates, key=lambda face: overlap(face.box_px, self._followed.box_px))
-            if overlap(best.box_px, self._followed.box_px) >= MIN_OVERLAP:
-                chosen = best
+        followed, chosen = self._followed, candidates[0]
+        if followed is not None:
+            nearest = max(candidates, key=lambda face: overlap(face.box_px, followed.box_px))
+            if overlap(nearest.box_px, followed.box_px) >= MIN_OVERLAP:
+                chosen = nearest
         self._followed = chosen
         return chosen
 

@@ -32,6 +32,7 @@ CLIP_FRAMES = 8
 CLIP_DILATION = 4
 CLIP_SPAN = CLIP_FRAMES * CLIP_DILATION
 SOUND_INTERVALS = CLIP_SPAN - 1  # frame intervals of sound under a clip: from its first slot to its last
+_SAMPLE_FORMAT = "s32p"  # FFmpeg mixes channels down to full scale for integers only; for floats stereo would exceed 1
 _GAP_TOLERANCE_S = 0.02  # a jump in the sound's time stamps below this is rounding, above it a gap or an overlap
 
 
@@ -60,15 +61,19 @@ class Timeline:
     def from_pts(cls, frame_pts: npt.NDArray[np.int64], time_base_s: float) -> Timeline:
         """Lay the timeline of frames with the given presentation time stamps."""
         frame_pts = np.unique(frame_pts)
-        time_s = frame_pts * time_base_s
+        time_s = frame_pts.astype(np.float64) * time_base_s
         num_frames = len(time_s)
         if num_frames < 2:
             return cls(time_s, frame_pts, fps=25.0, variable=False)
-        mean_interval_s = float(time_s[-1] - time_s[0]) / (num_frames - 1)
-        drift_s = time_s - time_s[0] - np.arange(num_frames) * mean_interval_s
+        # The last stamp of an AVI with B-frames is a guess of the demuxer, up to an interval early: it proves nothing.
+        num_proven = num_frames - 2 if num_frames > 2 else 1  # intervals
+        interval_s = float(time_s[num_proven] - time_s[0]) / num_proven
+        drift_s = np.abs(time_s - time_s[0] - np.arange(num_frames) * interval_s)
         # Time stamps rounded to milliseconds, as Matroska's are, stay well within half an interval of the grid.
-        variable = bool(np.abs(drift_s).max() >= 0.5 * mean_interval_s)
-        return cls(time_s, frame_pts, fps=1.0 / mean_interval_s, variable=variable)
+        variable = bool(drift_s[:-1].max() >= 0.5 * interval_s or drift_s[-1] >= interval_s)
+        if variable:
+            interval_s = float(time_s[-1] - time_s[0]) / (num_frames - 1)
+        return cls(time_s, frame_pts, fps=1.0 / interval_s, variable=variable)
 
     @property
     def num_frames(self) -> int:
@@ -86,8 +91,8 @@ class Timeline:
         """Return the time of slots in seconds; slots before the first lie before the recording."""
         if not self.variable:
             inside = np.clip(slot, 0, self.num_frames - 1)
-            return self.frame_time_s[inside] + (slot - inside) / self.fps
-        return self.frame_time_s[0] + slot / self.fps
+            return np.asarray(self.frame_time_s[inside] + (slot - inside) / self.fps)
+        return np.asarray(self.frame_time_s[0] + slot / self.fps)
 
     def slot_frame(self, slot: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Return the index of the frame that each slot shows; before the start it is the first frame."""
@@ -309,7 +314,7 @@ class SoundReader:
             if resampler is None or abs(start_s - expected_s) > _GAP_TOLERANCE_S:
                 if resampler is not None:
                     yield position, _samples(resampler.resample(None))
-                resampler = av.AudioResampler(format="fltp", layout="mono", rate=SAMPLE_RATE_HZ)
+                resampler = av.AudioResampler(format=_SAMPLE_FORMAT, layout="mono", rate=SAMPLE_RATE_HZ)
                 position = round(start_s * SAMPLE_RATE_HZ)
                 expected_s = start_s
             expected_s += frame.samples / frame.sample_rate
@@ -332,7 +337,7 @@ class SoundReader:
 
 def _samples(frames: list[Any]) -> npt.NDArray[np.float32]:
     pieces = [frame.to_ndarray()[0] for frame in frames]
-    return np.concatenate(pieces) if pieces else np.zeros(0, np.float32)
+    return np.concatenate(pieces).astype(np.float32) / np.float32(2**31) if pieces else np.zeros(0, np.float32)
 
 
 def library_versions() -> dict[str, str]:

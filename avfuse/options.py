@@ -82,8 +82,8 @@ class DemoOptions:
     """Knobs of ``avfuse demo``."""
 
     root: Path = knob(help="Folder to write the corpus to.", argument="ROOT")
-    subjects: int = knob(36, "Number of subjects, one recording each; a quarter is held out for validation.", minimum=4)
-    duration_s: float = knob(21.0, "Length of each recording in seconds.", minimum=4.0)
+    subjects: int = knob(32, "Number of subjects, one recording each; a quarter is held out for validation.", minimum=4)
+    duration_s: float = knob(20.5, "Length of each recording in seconds.", minimum=4.0)
     seed: int = knob(0, "Seed; equal seeds give equal traces, pictures and sounds.", minimum=0)
     num_workers: int = knob(0, "Processes that render side by side; 0 takes one per core.", minimum=0, record=False)
 

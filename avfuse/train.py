@@ -41,7 +41,11 @@ _PER_RUN = ("head", "head_option", "seed")  # recorded by name in a run's record
 
 @dataclass(frozen=True)
 class TrainProgress:
-    """How far a training is. `epoch` counts from 1; `metrics` holds the last finished epoch's, once there is one."""
+    """How far a training is.
+
+    `epoch` counts from 1, `loss` is the last step's; `metrics` are the epoch's own once it has been scored, and empty
+    until then.
+    """
 
     run: str
     seed: int
@@ -68,12 +72,31 @@ class TrainSummary:
     was_complete: bool
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Data:
+    """What every run of a call reads: the windows, and the constants that standardise the inputs."""
+
     train: WindowedPartition
     validation: WindowedPartition
     moments: tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
     device: torch.device
+
+
+@dataclass(frozen=True)
+class _Run:
+    """One run: where it is, what it is, and what it works on."""
+
+    place: Path
+    record: runs.RunRecord
+    arguments: dict[str, Any]
+    options: TrainOptions
+    data: _Data
+    on_progress: Callable[[TrainProgress], None]
+
+    def report(self, epoch: int, share: float, loss: float, metrics: dict[str, Any]) -> None:
+        self.on_progress(
+            TrainProgress(str(self.place), self.record.seed, epoch, self.options.epochs, share, loss, metrics)
+        )
 
 
 @dataclass
@@ -129,7 +152,7 @@ def train(
             continue
         data = data or _load_data(options, cache)
         with _deterministic(data.device):
-            summaries.append(_train_run(place, record, arguments, options, data, on_progress))
+            summaries.append(_train_run(_Run(place, record, arguments, options, data, on_progress)))
     return summaries
 
 
@@ -200,84 +223,76 @@ def _deterministic(device: torch.device) -> Iterator[None]:
         torch.use_deterministic_algorithms(before)
 
 
-def _train_run(
-    place: Path,
-    record: runs.RunRecord,
-    arguments: dict[str, Any],
-    options: TrainOptions,
-    data: _Data,
-    on_progress: Callable[[TrainProgress], None],
-) -> TrainSummary:
-    training = _start(place, record, arguments, options, data)
-    metrics: dict[str, Any] = {}
-    while training.epoch < options.epochs and training.epoch - training.best_epoch < options.patience:
+def _train_run(run: _Run) -> TrainSummary:
+    training = _start(run)
+    while training.epoch < run.options.epochs and training.epoch - training.best_epoch < run.options.patience:
         started_s = time.monotonic()
         epoch = training.epoch + 1
-
-        def report_step(share: float, loss: float, epoch: int = epoch, metrics: dict[str, Any] = metrics) -> None:
-            on_progress(TrainProgress(str(place), record.seed, epoch, options.epochs, share, loss, metrics))
-
-        loss = _train_epoch(training, record.seed, epoch, options, data, report_step)
-        ccc = _score(_predict(training.head, options, data))
-        mean_ccc = float(np.mean(list(ccc.values())))
-        metrics = {"epoch": epoch, "loss": loss, "learning_rate": training.optimizer.param_groups[0]["lr"]}
-        metrics |= {f"ccc_{target}": value for target, value in ccc.items()}
-        metrics |= {"mean_ccc": mean_ccc, "elapsed_s": round(time.monotonic() - started_s, 3)}
-        # An undefined CCC (a constant target) never counts as better.
-        training.schedule.step(mean_ccc if math.isfinite(mean_ccc) else -1.0)
-        training.epoch = epoch
-        training.elapsed_s += time.monotonic() - started_s
-        if mean_ccc > training.best_ccc or epoch == 1:
-            training.best_epoch, training.best_ccc = epoch, mean_ccc if math.isfinite(mean_ccc) else -math.inf
-            checkpoint.save_head(place / runs.HEAD_FILE, record.head, arguments, training.head)
-        runs.write_history(place, [*runs.read_history(place)[: epoch - 1], metrics])
-        checkpoint.save_state(place / runs.STATE_FILE, training.state())
-        report_step(1.0, loss, metrics=metrics)
-    return _finish(place, record, training, options, data)
+        loss = _train_epoch(run, training, epoch)
+        ccc = _score(_predict(training.head, run.options, run.data))
+        metrics = {
+            "epoch": epoch,
+            "loss": loss,
+            "learning_rate": training.optimizer.param_groups[0]["lr"],
+            **{f"ccc_{target}": value for target, value in ccc.items()},
+            "mean_ccc": float(np.mean(list(ccc.values()))),
+            "elapsed_s": round(time.monotonic() - started_s, 3),
+        }
+        _keep(run, training, metrics)
+        run.report(epoch, 1.0, loss, metrics)
+    return _finish(run, training)
 
 
-def _start(
-    place: Path, record: runs.RunRecord, arguments: dict[str, Any], options: TrainOptions, data: _Data
-) -> _Training:
+def _start(run: _Run) -> _Training:
     """Build the run from its seed, or from the state that an interrupted one left."""
-    torch.manual_seed(record.seed)
-    head = checkpoint.build_head(record.head, arguments)
-    head.standardise(*data.moments)
-    head.to(data.device)
-    optimizer = torch.optim.Adam(head.parameters(), lr=options.learning_rate)
-    schedule = ReduceLROnPlateau(optimizer, mode="max", factor=0.5, patience=options.plateau)
+    torch.manual_seed(run.record.seed)
+    head = checkpoint.build_head(run.record.head, run.arguments)
+    head.standardise(*run.data.moments)
+    head.to(run.data.device)
+    optimizer = torch.optim.Adam(head.parameters(), lr=run.options.learning_rate)
+    schedule = ReduceLROnPlateau(optimizer, mode="max", factor=0.5, patience=run.options.plateau)
     training = _Training(head, optimizer, schedule)
-    if (place / runs.STATE_FILE).is_file():
-        training.restore(checkpoint.load_state(place / runs.STATE_FILE))
-        log.info("%s goes on after epoch %d", place, training.epoch)
-    runs.write_run(place, record)
+    if (run.place / runs.STATE_FILE).is_file():
+        training.restore(checkpoint.load_state(run.place / runs.STATE_FILE))
+        log.info("%s goes on after epoch %d", run.place, training.epoch)
+    runs.write_run(run.place, run.record)
     return training
 
 
-def _train_epoch(
-    training: _Training,
-    seed: int,
-    epoch: int,
-    options: TrainOptions,
-    data: _Data,
-    report_step: Callable[[float, float], None],
-) -> float:
-    """Run one epoch; return its mean loss."""
-    torch.manual_seed(_epoch_seed(seed, epoch))
-    places = np.array(data.train.rated_windows())[torch.randperm(len(data.train.rated_windows())).numpy()].tolist()
+def _train_epoch(run: _Run, training: _Training, epoch: int) -> float:
+    """Visit every rated window of the training partition once; return the mean loss."""
+    options, device, windows = run.options, run.data.device, run.data.train
+    torch.manual_seed(_epoch_seed(run.record.seed, epoch))
+    rated = windows.rated_windows()
+    places = [rated[i] for i in torch.randperm(len(rated)).tolist()]
     head, optimizer = training.head.train(), training.optimizer
-    losses = []
-    for chosen, batch in data.train.batches(places, options.batch_size):
-        trace_BTE = _trace(head, batch, options, data.device)
-        loss = ccc_loss(trace_BTE, batch.target_BTE.to(data.device), batch.mask_BT.to(data.device))
+    num_done, total = 0, 0.0
+    for chosen, batch in windows.batches(places, options.batch_size):
+        trace_BTE = _trace(head, batch, options, device)
+        loss = ccc_loss(trace_BTE, batch.target_BTE.to(device), batch.mask_BT.to(device))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         if options.gradient_clip:
             torch.nn.utils.clip_grad_norm_(head.parameters(), options.gradient_clip)
         optimizer.step()
-        losses.append((len(chosen), loss.detach()))
-        report_step(sum(count for count, _ in losses) / len(places), float(losses[-1][1]))
-    return float(sum(count * value for count, value in losses) / len(places))
+        num_done += len(chosen)
+        total += float(loss.detach()) * len(chosen)
+        run.report(epoch, num_done / len(places), float(loss.detach()), {})
+    return total / len(places)
+
+
+def _keep(run: _Run, training: _Training, metrics: dict[str, Any]) -> None:
+    """Take an epoch's result into account and put the state on disk; the state comes last, so it is never ahead."""
+    # An undefined CCC (a constant trace) is never better than a defined one.
+    ccc = metrics["mean_ccc"] if math.isfinite(metrics["mean_ccc"]) else -1.0
+    training.epoch = metrics["epoch"]
+    training.elapsed_s += metrics["elapsed_s"]
+    training.schedule.step(ccc)
+    if ccc > training.best_ccc:
+        training.best_epoch, training.best_ccc = training.epoch, ccc
+        checkpoint.save_head(run.place / runs.HEAD_FILE, run.record.head, run.arguments, training.head)
+    runs.write_history(run.place, [*runs.read_history(run.place)[: training.epoch - 1], metrics])
+    checkpoint.save_state(run.place / runs.STATE_FILE, training.state())
 
 
 def _epoch_seed(seed: int, epoch: int) -> int:
@@ -314,13 +329,11 @@ def _score(predictions: list[Predictions]) -> dict[str, float]:
     }
 
 
-def _finish(
-    place: Path, record: runs.RunRecord, training: _Training, options: TrainOptions, data: _Data
-) -> TrainSummary:
+def _finish(run: _Run, training: _Training) -> TrainSummary:
     """Predict with the best head, and mark the run complete as the last step."""
-    head = checkpoint.load_head(place).to(data.device)
-    predictions = _predict(head, options, data)
-    runs.write_predictions(place, predictions)
+    head = checkpoint.load_head(run.place).to(run.data.device)
+    predictions = _predict(head, run.options, run.data)
+    runs.write_predictions(run.place, predictions)
     ccc = _score(predictions)
     summary = {
         "num_parameters": sum(parameter.numel() for parameter in head.parameters()),
@@ -330,10 +343,10 @@ def _finish(
         "mean_ccc": float(np.mean(list(ccc.values()))),
         "elapsed_s": round(training.elapsed_s, 3),
     }
-    record = dataclasses.replace(record, summary=summary, complete=True)
-    runs.write_run(place, record)
-    (place / runs.STATE_FILE).unlink(missing_ok=True)
-    return _summarise(place, record, was_complete=False)
+    record = dataclasses.replace(run.record, summary=summary, complete=True)
+    runs.write_run(run.place, record)
+    (run.place / runs.STATE_FILE).unlink(missing_ok=True)
+    return _summarise(run.place, record, was_complete=False)
 
 
 def _summarise(place: Path, record: runs.RunRecord, was_complete: bool) -> TrainSummary:

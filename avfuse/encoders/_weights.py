@@ -14,10 +14,10 @@ encoder does not have.
 from __future__ import annotations
 
 import hashlib
+import http.client
 import os
 import pickle
 import re
-import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -82,7 +82,7 @@ def load_into(
     """
     kind, _, rest = spec.partition(":")
     if kind == "random":
-        if not rest.isdigit():
+        if not rest.isdecimal() or int(rest) >= 2**63:
             raise UsageError(f"weights '{spec}' are not random:SEED with a whole number, for example random:0")
         network = _seeded(make, int(rest))
         return network, LoadedWeights(spec, state_digest(network.state_dict()))
@@ -117,7 +117,9 @@ def _seeded(make: Callable[[], nn.Module], seed: int) -> nn.Module:
 
 def _find(spec: str, allow_download: bool) -> tuple[Path, str | None]:
     """Return the file that a name means and the digest it must have, or the beginning of one."""
-    text, _, digest = spec.partition("#sha256=")
+    text, separator, digest = spec.partition("#sha256=")
+    if separator and not re.fullmatch("[0-9a-fA-F]{8,64}", digest):
+        raise UsageError(f"weights '{spec}': after #sha256= come 8 to 64 hexadecimal digits")
     path = Path(text).expanduser()
     if path.is_file():
         return path, digest or None
@@ -130,7 +132,8 @@ def _find(spec: str, allow_download: bool) -> tuple[Path, str | None]:
         )
     if member not in enums[name].__members__:
         raise UsageError(f"weights '{spec}': {name} has {', '.join(enums[name].__members__)}")
-    return _find_torchvision(spec, enums[name][member].url, allow_download)
+    path, stamp = _find_torchvision(spec, enums[name][member].url, allow_download)
+    return path, digest or stamp
 
 
 def _torchvision_enums() -> list[Any]:
@@ -142,7 +145,7 @@ def _find_torchvision(spec: str, url: str, allow_download: bool) -> tuple[Path, 
     path = Path(torch.hub.get_dir()) / "checkpoints" / name
     stamp = re.search(r"-([0-9a-f]{8,})\.", name)
     if not path.is_file() and allow_download:
-        _download(url, path)
+        _download(url, path, stamp.group(1) if stamp else None)
     if not path.is_file():
         raise UsageError(
             f"weights '{spec}' are not here: looked for {path}. Copy {name} there from a connected machine, "
@@ -151,26 +154,32 @@ def _find_torchvision(spec: str, url: str, allow_download: bool) -> tuple[Path, 
     return path, stamp.group(1) if stamp else None
 
 
-def _download(url: str, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
+def _download(url: str, path: Path, expected: str | None) -> None:
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with urllib.request.urlopen(url, timeout=DOWNLOAD_TIMEOUT_S) as response, aside.open("wb") as file:
             while block := response.read(1 << 20):
                 file.write(block)
+        if expected and not _digest(aside).startswith(expected):  # the next run would find it and stop there
+            raise UsageError(f"{url} came in part or altered: its sha256 does not begin with {expected}; try again")
         aside.replace(path)
-    except (urllib.error.URLError, TimeoutError, OSError) as error:
+    except (OSError, http.client.HTTPException) as error:  # URLError and TimeoutError are OSErrors
         raise UsageError(f"{url} could not be fetched ({error}); copy the file to {path} by hand") from error
     finally:
         aside.unlink(missing_ok=True)
 
 
 def _checked_digest(path: Path, expected: str | None) -> str:
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    digest = _digest(path)
     if expected and not digest.startswith(expected.lower()):
         raise UsageError(f"{path} is not the file that was asked for: its sha256 is {digest}, expected {expected}")
     return digest
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _read(path: Path) -> Any:
@@ -191,7 +200,8 @@ def _unwrap(content: Any, path: Path) -> dict[str, Tensor]:
     for wrapper in _WRAPPERS:
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
             content = content[wrapper]
-    if not isinstance(content, dict) or not content or not all(isinstance(v, Tensor) for v in content.values()):
+    items = content.items() if isinstance(content, dict) else ()
+    if not items or not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in items):
         raise UsageError(f"{path} holds no state dictionary (names and tensors)")
     return {key.removeprefix("module."): value for key, value in content.items()}
 

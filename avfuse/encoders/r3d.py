@@ -34,6 +34,8 @@ class R3DEncoder(Encoder):
     """
 
     modality: ClassVar[str] = "video"
+    mean_C: Tensor
+    std_C: Tensor
 
     def __init__(self, weights: str, allow_download: bool = False, *, arch: str = "r3d_18") -> None:
         super().__init__()
@@ -59,7 +61,7 @@ class R3DEncoder(Encoder):
         _fold_batch_norms(self.network)
         self._dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         self.to(device)
-        self.network.to(dtype=self._dtype, memory_format=torch.channels_last_3d)
+        self.network.to(dtype=self._dtype).to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
 
     def forward(self, clips: Tensor) -> Tensor:
         """Return the maps (B, 512, 7, 7), float32, of crops (B, K, 112, 112, 3), uint8."""
@@ -78,7 +80,9 @@ def _residual_stages(arch: str) -> nn.Module:
 
 def _three_channels(state: dict[str, Tensor]) -> dict[str, Tensor]:
     stem = state.get("stem.0.weight")
-    return state if stem is None else {**state, "stem.0.weight": stem[:, :3]}
+    if stem is None or stem.ndim != 5 or stem.shape[1] != 4:
+        return state
+    return {**state, "stem.0.weight": stem[:, :3]}
 
 
 def _fold_batch_norms(module: nn.Module) -> None:
@@ -88,8 +92,10 @@ def _fold_batch_norms(module: nn.Module) -> None:
     if not isinstance(module, nn.Sequential):
         return
     for i in range(len(module) - 1):
-        if isinstance(module[i + 1], nn.BatchNorm3d):
+        layer, norm = module[i], module[i + 1]
+        if isinstance(norm, nn.BatchNorm3d):
             # In R(2+1)D the norm follows a pair of convolutions; it folds into the last of them.
-            owner, key = (module[i], -1) if isinstance(module[i], nn.Sequential) else (module, i)
-            owner[key] = fuse_conv_bn_eval(owner[key], module[i + 1])
-            module[i + 1] = nn.Identity()
+            owner, key = (layer, -1) if isinstance(layer, nn.Sequential) else (module, i)
+            convolution = owner[key]
+            assert isinstance(convolution, nn.Conv3d)
+            owner[key], module[i + 1] = fuse_conv_bn_eval(convolution, norm), nn.Identity()

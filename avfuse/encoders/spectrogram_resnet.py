@@ -61,7 +61,8 @@ class SpectrogramResNetEncoder(Encoder):
         missing = max(0, MIN_SAMPLES - sound_BS.shape[-1])
         power_B1MW = self.mel(nn.functional.pad(sound_BS, (missing, 0)))[:, None]
         level_B1MW = torchaudio.functional.amplitude_to_DB(power_B1MW, 10.0, 1e-10, 0.0, top_db=FLOOR_DB)
-        return (level_B1MW - MEAN_DB) / STD_DB
+        log_mel_B1MW: Tensor = (level_B1MW - MEAN_DB) / STD_DB
+        return log_mel_B1MW
 
     def forward(self, clips: Tensor) -> Tensor:
         """Return the features (B, 512), float32, of sound (B, S), float32."""
@@ -70,7 +71,7 @@ class SpectrogramResNetEncoder(Encoder):
 
 
 def _one_channel_resnet() -> nn.Module:
-    network = torchvision.models.resnet18(weights=None)
+    network: nn.Module = torchvision.models.resnet18(weights=None)
     network.conv1 = nn.Conv2d(1, 64, kernel_size=7, stride=2, padding=3, bias=False)
     nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")
     network.fc = nn.Identity()
@@ -79,4 +80,6 @@ def _one_channel_resnet() -> nn.Module:
 
 def _one_channel(state: dict[str, Tensor]) -> dict[str, Tensor]:
     first = state.get("conv1.weight")
-    return state if first is None else {**state, "conv1.weight": first.mean(dim=1, keepdim=True)}
+    if first is None or first.ndim != 4 or first.shape[1] != 3:
+        return state
+    return {**state, "conv1.weight": first.mean(dim=1, keepdim=True)}

@@ -1,0 +1,71 @@
+"""What several test files share."""
+
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import numpy.typing as npt
+
+FRAME_PX = 64
+DARK, BRIGHT = 30, 225
+_TICKS_HZ = 12_800  # of the video's time base, fine enough for any frame time used in a test
+
+
+def flash(index: int) -> Callable[[int], npt.NDArray[np.uint8]]:
+    """Return the images of a recording that is dark but for one bright frame."""
+    return lambda i: np.full((FRAME_PX, FRAME_PX, 3), BRIGHT if i == index else DARK, np.uint8)
+
+
+def beep(at_s: float, duration_s: float, rate_hz: int = 44_100, frequency_hz: float = 1000.0) -> npt.NDArray[np.float32]:
+    """Return silence (S,) with a tone of 50 ms that begins at `at_s`."""
+    time_s = np.arange(round(duration_s * rate_hz)) / rate_hz
+    sounding = (time_s >= at_s) & (time_s < at_s + 0.05)
+    return np.asarray(np.where(sounding, 0.5 * np.sin(2 * np.pi * frequency_hz * time_s), 0), np.float32)
+
+
+def write_video(
+    path: Path,
+    frame_time_s: Sequence[float] | npt.NDArray[np.float64],
+    image: Callable[[int], npt.NDArray[np.uint8]] = flash(-1),
+    sound_CS: npt.NDArray[np.float32] | None = None,
+    *,
+    rate_hz: int = 44_100,
+    sound_start_s: float = 0.0,
+    video_codec: str = "libx264",
+    sound_codec: str = "aac",
+    video_options: dict[str, str] | None = None,
+    rotation: int = 0,
+) -> Path:
+    """Write a recording whose frames and sound carry exactly the given time stamps; return its path.
+
+    `sound_CS` holds one row per channel, or is flat for one channel; its first sample sounds at `sound_start_s`.
+    """
+    with av.open(str(path), "w") as container:
+        if len(frame_time_s):
+            height_px, width_px = image(0).shape[:2]
+            video = container.add_stream(video_codec, rate=30, options=video_options or {})
+            video.width, video.height, video.pix_fmt = width_px, height_px, "yuv420p"
+            video.codec_context.time_base = Fraction(1, _TICKS_HZ)
+            if rotation:
+                video.set_display_rotation(rotation)
+        if sound_CS is not None:
+            sound_CS = np.atleast_2d(sound_CS)
+            sound = container.add_stream(sound_codec, rate=rate_hz, layout="mono" if len(sound_CS) == 1 else "stereo")
+        for i, time_s in enumerate(frame_time_s):
+            frame = av.VideoFrame.from_ndarray(image(i), format="rgb24")
+            frame.pts, frame.time_base = round(time_s * _TICKS_HZ), Fraction(1, _TICKS_HZ)
+            container.mux(video.encode(frame))
+        if len(frame_time_s):
+            container.mux(video.encode(None))
+        if sound_CS is not None:
+            for start in range(0, sound_CS.shape[1], 1024):
+                piece = av.AudioFrame.from_ndarray(
+                    np.ascontiguousarray(sound_CS[:, start : start + 1024]), format="fltp", layout=sound.layout.name
+                )
+                piece.sample_rate, piece.time_base = rate_hz, Fraction(1, rate_hz)
+                piece.pts = round(sound_start_s * rate_hz) + start
+                container.mux(sound.encode(piece))
+            container.mux(sound.encode(None))
+    return path

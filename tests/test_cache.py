@@ -1,0 +1,297 @@
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import zarr
+
+from avfuse import cache as cache_module
+from avfuse.cache import MAX_CHUNK_CLIPS, CacheSpec, FeatureCache, Source
+from avfuse.schema import Failure, Recording, RecordingError, UsageError
+
+SHAPE = (6, 3, 3)
+SOURCE = Source("train", "someone", "videos/a.mp4", 1234, "ab" * 32)
+
+
+def spec(**changes: Any) -> CacheSpec:
+    values: dict[str, Any] = {
+        "dataset": "tiny",
+        "corpus": "folder",
+        "targets": ("valence", "arousal"),
+        "decoder": {"pyav": "18"},
+        "detector": {"detector": "none"},
+        "clip": {"hop": 8},
+        "video": {"encoder": "v"},
+        "audio": {"encoder": "a"},
+        "precision": "fp32",
+        "libraries": {},
+        "video_shape": SHAPE,
+        "audio_shape": (5,),
+    }
+    return CacheSpec(**{**values, **changes})
+
+
+def features(num_clips: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    # float32 numbers that float16 holds exactly, so that equality can be asked for
+    video = rng.integers(-100, 100, (num_clips, *SHAPE)).astype(np.float32) / 8
+    return video, rng.normal(size=(num_clips, 5)).astype(np.float32)
+
+
+def others(num_clips: int, num_frames: int = 20) -> dict[str, np.ndarray]:
+    return {
+        "target": np.full((num_clips, 2), np.nan, np.float32),
+        "face_share": np.ones(num_clips, np.float32),
+        "end_frame": np.arange(num_clips),
+        "end_time_s": np.arange(num_clips) / 3,
+        "frame_time_s": np.arange(num_frames) / 25,
+        "frame_target": np.zeros((num_frames, 2), np.float32),
+        "frame_face": np.arange(num_frames) % 2 == 0,
+        "frame_face_probability": np.ones(num_frames, np.float32),
+    }
+
+
+def write(
+    store: FeatureCache, name: str, num_clips: int, source: Source = SOURCE, batch: int = 8, seed: int = 0
+) -> Any:
+    video, audio = features(num_clips, seed)
+    with store.writer(name, source) as writer:
+        writer.begin(num_clips)
+        for start in range(0, num_clips, batch):
+            writer.append(video[start : start + batch], audio[start : start + batch])
+        writer.commit(others(num_clips), fps=25.0)
+    return video, audio
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> FeatureCache:
+    return FeatureCache.create(tmp_path, spec(), {"weights": "none"})
+
+
+@pytest.mark.parametrize("num_clips", [1, 7, MAX_CHUNK_CLIPS, MAX_CHUNK_CLIPS + 1, 2 * MAX_CHUNK_CLIPS + 3])
+def test_what_was_written_is_read(store: FeatureCache, num_clips: int) -> None:
+    video, audio = write(store, "a", num_clips)
+    (read,) = store.recordings()
+    assert (read.name, read.num_clips, read.fps, read.source, read.is_whole) == ("a", num_clips, 25.0, SOURCE, True)
+    assert read.video.shape == (num_clips, *SHAPE)
+    np.testing.assert_array_equal(read.array("audio"), audio)
+    for name, values in others(num_clips).items():
+        np.testing.assert_array_equal(read.array(name), values)
+        assert read.array(name).dtype == values.dtype
+    for start, step in ((0, 1), (min(3, num_clips - 1), 4)):
+        expected = video[start::step]
+        got = np.full_like(expected, np.nan)
+        for at, run in read.video.strided(start, step, len(expected)):
+            got[at : at + len(run)] = run
+        np.testing.assert_array_equal(got, expected)
+
+
+def test_any_zarr_reader_opens_it_without_a_warning(store: FeatureCache) -> None:
+    video, _ = write(store, "some/name", 5)
+    store.record_failure(Failure("broken", "unreadable", "because"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        root = zarr.open_group(store.path, mode="r")
+        assert sorted(name for name, _ in root.members()) == ["failures", "recordings"]
+        ((_, group),) = root["recordings"].members()
+        assert len(list(group.members())) == 10
+        np.testing.assert_array_equal(group["video"][...], video)
+    codecs = json.loads((group.store.root / group.path / "video" / "zarr.json").read_text())["codecs"]
+    assert [codec["name"] for codec in codecs] == ["bytes", "crc32c"]
+
+
+def test_chunks_are_few_and_bounded(store: FeatureCache) -> None:
+    num_clips = 2 * MAX_CHUNK_CLIPS + 3
+    write(store, "a", num_clips)
+    chunks = sorted((store.path / "recordings" / "a" / "video" / "c").iterdir())
+    assert len(chunks) == 3
+    bytes_needed = num_clips * int(np.prod(SHAPE)) * 2
+    bytes_used = sum(
+        file.stat().st_size for file in (store.path / "recordings" / "a" / "video" / "c").rglob("*") if file.is_file()
+    )
+    assert bytes_used <= bytes_needed + 3 * (
+        4 + int(np.prod(SHAPE)) * 2
+    )  # a checksum and at most a clip of padding each
+
+
+def test_fingerprint_follows_every_field() -> None:
+    fingerprints = {spec().fingerprint}
+    changes = {
+        "precision": "bf16",
+        "targets": ("fatigue",),
+        "video_shape": (1, 1, 1),
+        "audio_shape": (1,),
+        "format_version": 9,
+    }
+    for field in dataclasses.fields(CacheSpec):
+        changed = changes.get(field.name, "other" if isinstance(getattr(spec(), field.name), str) else {"changed": 1})
+        fingerprints.add(spec(**{field.name: changed}).fingerprint)
+    assert len(fingerprints) == 1 + len(dataclasses.fields(CacheSpec))
+
+
+def test_open_and_find(tmp_path: Path, store: FeatureCache) -> None:
+    assert FeatureCache.open(store.path).spec == spec()
+    assert FeatureCache.find(tmp_path).path == store.path == FeatureCache.find(store.path).path
+    assert store.home == tmp_path.resolve()
+    FeatureCache.create(tmp_path, spec(precision="bf16"), {})
+    with pytest.raises(UsageError, match="several feature stores"):
+        FeatureCache.find(tmp_path)
+    with pytest.raises(UsageError, match="holds no features"):
+        FeatureCache.find(tmp_path / "nowhere")
+    with pytest.raises(UsageError, match="not a feature store"):
+        FeatureCache.open(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"), [("precision", "fp8", "altered after"), ("format_version", 99, "format version 99")]
+)
+def test_altered_settings_are_refused(store: FeatureCache, field: str, value: object, message: str) -> None:
+    path = store.path / "zarr.json"
+    metadata = json.loads(path.read_text())
+    metadata["attributes"]["spec"][field] = value
+    path.write_text(json.dumps(metadata))
+    with pytest.raises(UsageError, match=message):
+        FeatureCache.open(store.path)
+
+
+def test_holds_only_what_is_whole_and_of_the_same_source(store: FeatureCache) -> None:
+    assert not store.holds("a", SOURCE)
+    write(store, "a", 4)
+    assert store.holds("a", SOURCE)
+    for change in ({"num_bytes": 1}, {"annotation_sha256": None}, {"partition": "test"}, {"subject": "other"}):
+        assert not store.holds("a", dataclasses.replace(SOURCE, **change))
+    chunk = store.path / "recordings" / "a" / "video" / "c" / "0" / "0" / "0" / "0"
+    whole = chunk.read_bytes()
+    chunk.write_bytes(whole[:-1])
+    assert not store.holds("a", SOURCE)
+    chunk.unlink()
+    assert not store.holds("a", SOURCE)
+    chunk.write_bytes(whole)
+    assert store.holds("a", SOURCE)
+    attributes = store.path / "recordings" / "a" / "zarr.json"
+    attributes.write_text(attributes.read_text().replace('"fps": 25.0', '"fps": 24.0'))
+    assert not store.holds("a", SOURCE)
+
+
+def test_a_recording_is_replaced_whole(store: FeatureCache) -> None:
+    write(store, "a", 4)
+    newer = dataclasses.replace(SOURCE, num_bytes=99)
+    video, _ = write(store, "a", 3, source=newer, seed=1)
+    (read,) = store.recordings()
+    assert read.source == newer
+    np.testing.assert_array_equal(next(read.video.strided(0, 1, 3))[1], video)
+    assert list(store.path.with_suffix(".tmp").iterdir()) == []
+
+
+def test_nothing_is_left_of_what_was_not_committed(store: FeatureCache) -> None:
+    with pytest.raises(KeyboardInterrupt), store.writer("a", SOURCE) as writer:  # noqa: PT012
+        writer.begin(4)
+        writer.append(*features(2))
+        raise KeyboardInterrupt
+    with pytest.raises(ValueError, match="2 clips came, 4 were announced"), store.writer("a", SOURCE) as writer:  # noqa: PT012
+        writer.begin(4)
+        writer.append(*features(2))
+        writer.commit(others(4), fps=25.0)
+    assert store.recordings() == []
+    assert list(store.path.with_suffix(".tmp").iterdir()) == []
+
+
+def test_a_feature_that_does_not_fit_is_refused(store: FeatureCache) -> None:
+    video, audio = features(2)
+    for bad_video, bad_audio in ((video + 1e6, audio), (video * np.nan, audio), (video, audio * np.inf)):
+        with pytest.raises(RecordingError, match="not finite") as caught, store.writer("a", SOURCE) as writer:  # noqa: PT012
+            writer.begin(2)
+            writer.append(bad_video, bad_audio)
+        assert caught.value.reason == "feature_overflow"
+
+
+@pytest.mark.parametrize(
+    "name", ["batch1/12-24-1920x1080", "Ünïcode ü", "a.b.c", ".hidden", "x" * 300, "per%cent", "tilde~", "..", "CON:1"]
+)
+def test_any_name_has_a_folder_of_its_own(store: FeatureCache, name: str) -> None:
+    write(store, name, 2)
+    write(store, name + "2", 2)
+    assert {item.name for item in store.recordings()} == {name, name + "2"}
+    assert store.holds(name, SOURCE)
+    assert all(
+        len(path.name.encode()) <= 255 and ":" not in path.name for path in (store.path / "recordings").iterdir()
+    )
+    assert len(list((store.path / "recordings").glob("*/zarr.json"))) == 2  # flat: no name leaves its folder
+
+
+def test_partitions(store: FeatureCache) -> None:
+    for name, partition in (("b", "validation"), ("a", "train"), ("c", "train")):
+        write(store, name, 2, source=dataclasses.replace(SOURCE, partition=partition))
+    assert [item.name for item in store.recordings("train")] == ["a", "c"]
+    assert [item.name for item in store.recordings()] == ["a", "b", "c"]
+
+
+def test_failures_are_kept_and_forgotten(store: FeatureCache) -> None:
+    first, second = Failure("b/c", "unreadable", "why"), Failure("a", "no_video_stream", "wherefore")
+    for failure in (first, second, dataclasses.replace(second, message="newer")):
+        store.record_failure(failure)
+    assert store.failures() == [dataclasses.replace(second, message="newer"), first]
+    store.clear_failure("a")
+    store.clear_failure("never failed")
+    assert store.failures() == [first]
+
+
+def test_source_names_what_is_missing(tmp_path: Path) -> None:
+    video, text = tmp_path / "v.mp4", tmp_path / "v.txt"
+    recording = Recording("v", video, "train", "v", text)
+    with pytest.raises(RecordingError, match=r"v\.mp4 cannot be read") as caught:
+        Source.of(recording, tmp_path)
+    assert caught.value.reason == "missing_file"
+    video.write_bytes(b"123")
+    with pytest.raises(RecordingError, match=r"v\.txt cannot be read") as caught:
+        Source.of(recording, tmp_path)
+    assert caught.value.reason == "annotation_invalid"
+    text.write_text("x")
+    source = Source.of(recording, tmp_path)
+    assert (source.file, source.num_bytes) == ("v.mp4", 3)
+    text.write_text("y")
+    assert Source.of(recording, tmp_path) != source
+
+
+def test_a_place_that_cannot_be_written_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match="cannot be written to"):
+        FeatureCache.create(tmp_path / "file", spec(), {})
+    # A superuser may write anywhere, so what the system answers is put in its mouth.
+    monkeypatch.setattr(cache_module.os, "access", lambda *_: False)
+    with pytest.raises(UsageError, match=r"cannot be written to \(Permission denied\); give a folder"):
+        FeatureCache.create(tmp_path, spec(), {})
+
+
+WRITER_THAT_IS_KILLED = """
+import sys, time
+sys.path.insert(0, {tests!r})
+from test_cache import FeatureCache, SOURCE, features, spec
+from pathlib import Path
+store = FeatureCache.create(Path({home!r}), spec(), {{}})
+with store.writer("a", SOURCE) as writer:
+    writer.begin(4)
+    writer.append(*features(4))
+    print("written", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_what_a_killed_writer_left_goes_when_the_store_is_opened_again(tmp_path: Path) -> None:
+    code = WRITER_THAT_IS_KILLED.format(tests=str(Path(__file__).parent), home=str(tmp_path))
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "written\n"
+        os.kill(process.pid, signal.SIGKILL)
+    aside = tmp_path / "features" / spec().store_name.replace(".zarr", ".tmp")
+    assert len(list(aside.iterdir())) == 1
+    store = FeatureCache.create(tmp_path, spec(), {})
+    assert list(aside.iterdir()) == []
+    assert store.recordings() == []

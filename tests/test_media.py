@@ -1,0 +1,390 @@
+"""Pictures and sound lie on the container's clock: a flash and a beep are found where they were put."""
+
+import struct
+from itertools import pairwise
+from pathlib import Path
+
+import av
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from conftest import BRIGHT, DARK, FRAME_PX, beep, flash, write_video
+
+from avfuse import media
+from avfuse.encoders.spectrogram_resnet import MIN_SAMPLES, SpectrogramResNetEncoder
+from avfuse.media import ClipGrid, SoundReader, Timeline, probe, read_frames
+from avfuse.schema import RecordingError
+
+RATE_HZ = media.SAMPLE_RATE_HZ
+CONSTANT_S = np.arange(120) / 30
+# Frames 20 to 100 ms apart; the flash's frame is shown long enough to own a slot.
+VARIABLE_S = np.concatenate([[0.0], np.cumsum(np.random.default_rng(0).uniform(0.02, 0.1, 70))])
+VARIABLE_S[52:] += 0.1
+FLASH, BEEP_S, TONE_S = 51, 2.3, 0.05
+RECORDINGS = {
+    "constant.mp4": {"frame_time_s": CONSTANT_S},
+    "constant.mkv": {"frame_time_s": CONSTANT_S},
+    "variable.mp4": {"frame_time_s": VARIABLE_S},
+    "variable.mkv": {"frame_time_s": VARIABLE_S},
+    "sound_late.mp4": {"frame_time_s": CONSTANT_S, "sound_start_s": 1.0},
+    "sound_late.mkv": {"frame_time_s": CONSTANT_S, "sound_start_s": 1.0},
+    "video_late.mp4": {"frame_time_s": CONSTANT_S + 1.0},
+    "video_late.mkv": {"frame_time_s": CONSTANT_S + 1.0},
+    "resampled.mp4": {"frame_time_s": CONSTANT_S, "rate_hz": 16_000},
+    # AVI has no presentation times; FFmpeg puts the first frame one interval late where there are B-frames.
+    "b_frames.avi": {
+        "frame_time_s": CONSTANT_S,
+        "video_codec": "mpeg4",
+        "video_options": {"bf": "2"},
+        "sound_codec": "pcm_s16le",
+    },
+}
+every_recording = pytest.mark.parametrize("name", list(RECORDINGS))
+
+
+def write_flash_and_beep(folder: Path, name: str) -> tuple[Path, float]:
+    """Write a recording of `RECORDINGS`; return its path and when its flash is shown."""
+    settings = dict(RECORDINGS[name])
+    rate_hz, late_s = settings.get("rate_hz", RATE_HZ), settings.get("sound_start_s", 0.0)
+    sound_S = beep(BEEP_S - late_s, 5.0 - late_s, rate_hz)
+    write_video(folder / name, image=flash(FLASH), sound_CS=sound_S, **settings)
+    return folder / name, float(settings["frame_time_s"][FLASH])
+
+
+def every_frame(path: Path, timeline: Timeline) -> dict[int, npt.NDArray[np.uint8]]:
+    return dict(read_frames(path, timeline, np.ones(timeline.num_frames, np.bool_)))
+
+
+def grid_of(num_frames: int, hop: int, fps: float = 30.0) -> ClipGrid:
+    return ClipGrid.lay(Timeline.from_pts(np.arange(num_frames), 1 / fps), hop)
+
+
+@every_recording
+def test_flash_is_in_its_frame(name: str, tmp_path: Path) -> None:
+    path, flash_s = write_flash_and_beep(tmp_path, name)
+    timeline = probe(path)
+    frames = every_frame(path, timeline)
+    assert list(frames) == list(range(len(RECORDINGS[name]["frame_time_s"])))
+    assert [i for i, image in frames.items() if image.mean() > (DARK + BRIGHT) / 2] == [FLASH]
+    assert timeline.variable == name.startswith("variable")
+    # Matroska rounds to milliseconds, MP4 keeps the muxer's time base; AVI is one interval late, see above.
+    assert abs(timeline.frame_time_s[FLASH] - flash_s) <= (1 / 30 + 1e-6 if name.endswith(".avi") else 0.001)
+
+
+@every_recording
+def test_flash_is_in_its_clip(name: str, tmp_path: Path) -> None:
+    path, flash_s = write_flash_and_beep(tmp_path, name)
+    timeline = probe(path)
+    grid = ClipGrid.lay(timeline, hop=1)
+    first = int(np.flatnonzero((grid.frame_NK == FLASH).any(axis=1))[0])
+    assert grid.frame_NK[first, -1] == grid.end_frame_N[first] == FLASH
+    assert -0.001 <= grid.end_time_s[first] - flash_s <= 1 / timeline.fps + 0.001  # milliseconds in Matroska
+
+
+@every_recording
+def test_beep_is_where_it_was_put(name: str, tmp_path: Path) -> None:
+    path, _ = write_flash_and_beep(tmp_path, name)
+    grid = ClipGrid.lay(probe(path), hop=8)
+    num_heard = 0
+    with SoundReader(path) as sound:
+        for end_s in grid.end_time_s:
+            window_S = sound.read(end_s, grid.num_samples)
+            start_s = end_s - grid.num_samples / RATE_HZ
+            loud = np.flatnonzero(np.abs(window_S) > 0.1)  # the tone's peak is 0.5; coding noise stays below 0.1
+            if start_s < BEEP_S and end_s > BEEP_S + TONE_S:
+                num_heard += 1
+                # The tone is at 0.1 within 0.04 ms; MP4 starts a late stream on a whole millisecond.
+                assert abs(start_s + loud[0] / RATE_HZ - BEEP_S) < 0.002
+                assert abs(start_s + loud[-1] / RATE_HZ - BEEP_S - TONE_S) < 0.002
+            elif start_s > BEEP_S + TONE_S + 0.01 or end_s < BEEP_S - 0.01:
+                assert len(loud) == 0
+    assert num_heard >= 2
+
+
+@every_recording
+def test_beep_is_in_its_spectrogram_column(name: str, tmp_path: Path) -> None:
+    path, _ = write_flash_and_beep(tmp_path, name)
+    grid = ClipGrid.lay(probe(path), hop=8)
+    end_s = float(grid.end_time_s[np.searchsorted(grid.end_time_s, BEEP_S + 0.2)])
+    with SoundReader(path) as sound:
+        window_S = sound.read(end_s, grid.num_samples)
+    level_MW = SpectrogramResNetEncoder("random:0").log_mel(torch.from_numpy(window_S)[None])[0, 0]
+    power_W = (10 ** (level_MW * 19.895 / 10)).sum(dim=0).numpy()
+    centre = (power_W * np.arange(len(power_W))).sum() / power_W.sum()
+    before_end_s = end_s - (BEEP_S + TONE_S / 2)
+    expected = (max(MIN_SAMPLES, grid.num_samples) - before_end_s * RATE_HZ) / 441
+    assert abs(centre - expected) < 0.5  # half a column is 5 ms
+
+
+def test_windows_equal_one_whole_read(tmp_path: Path) -> None:
+    path, _ = write_flash_and_beep(tmp_path, "resampled.mp4")
+    rng = np.random.default_rng(0)
+    noise_S = rng.uniform(-0.5, 0.5, 3 * 16_000).astype(np.float32)
+    write_video(path, CONSTANT_S, sound_CS=noise_S, rate_hz=16_000)
+    with SoundReader(path) as sound:
+        whole_S = sound.read(4.0, 5 * RATE_HZ)  # from one second before the recording to one after
+    assert np.abs(whole_S[RATE_HZ : 4 * RATE_HZ]).max() > 0.3
+    for hop_s in (1 / 30, 8 / 30, 2.0):  # far overlapping, overlapping and apart
+        with SoundReader(path) as sound:
+            for end_s in np.arange(hop_s, 4.0, hop_s):
+                end = round(end_s * RATE_HZ) + RATE_HZ
+                np.testing.assert_array_equal(sound.read(end_s, 45_570), np.r_[np.zeros(9999), whole_S][end - 35571 : end + 9999])
+
+
+def test_sound_is_streamed(tmp_path: Path) -> None:
+    noise_S = np.random.default_rng(0).uniform(-0.5, 0.5, 30 * RATE_HZ).astype(np.float32)
+    path = write_video(tmp_path / "long.mkv", [0.0, 1.0], sound_CS=noise_S)
+    with SoundReader(path) as sound:
+        held = []
+        for end_s in np.arange(0.2, 30, 0.2):
+            sound.read(end_s, 45_570)
+            held.append(len(sound._held_S))
+        assert sound.num_decoded >= 29 * RATE_HZ
+    assert max(held) <= 45_570 + 2 * 1024  # a window and the packets that it ends and begins in
+
+
+def test_frames_are_streamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_video(tmp_path / "a.mp4", CONSTANT_S)
+    decoded = []
+    decode = media._decode
+    monkeypatch.setattr(media, "_decode", lambda path: (decoded.append(frame) or frame for frame in decode(path)))
+    wanted_F = np.zeros(120, np.bool_)
+    wanted_F[[3, 100]] = True
+    frames = read_frames(path, Timeline.from_pts(probe(path).frame_pts, 1 / 15_360), wanted_F)
+    assert next(frames)[0] == 3
+    assert len(decoded) == 4
+    assert [index for index, _ in frames] == [100]
+
+
+def test_gap_in_sound_is_silence(tmp_path: Path) -> None:
+    tone_S = 0.5 * np.sin(2 * np.pi * 440 * np.arange(4 * RATE_HZ) / RATE_HZ).astype(np.float32)
+    whole = write_video(tmp_path / "whole.mkv", CONSTANT_S, sound_CS=tone_S, sound_codec="pcm_s16le")
+    path = tmp_path / "gap.mkv"
+    with av.open(str(whole)) as source, av.open(str(path), "w") as target:
+        streams = {stream.index: target.add_stream_from_template(stream) for stream in source.streams}
+        for packet in source.demux():
+            is_lost = packet.stream.type == "audio" and packet.dts is not None and 1.0 <= packet.pts * packet.time_base < 2.0
+            if packet.dts is not None and not is_lost:
+                packet.stream = streams[packet.stream.index]
+                target.mux(packet)
+    with SoundReader(path) as sound:
+        window_S = sound.read(4.0, 4 * RATE_HZ)
+    packet_s = 1024 / RATE_HZ  # the gap begins and ends at a packet
+    silent_s = np.flatnonzero(np.convolve(np.abs(window_S), np.ones(100), "valid") == 0) / RATE_HZ
+    assert abs(silent_s[0] - 1.0) < packet_s
+    assert abs(silent_s[-1] + 100 / RATE_HZ - 2.0) < packet_s
+    # Matroska's milliseconds shift the second part by half a millisecond at most: 440 Hz moves by 0.7 of the amplitude.
+    np.testing.assert_allclose(window_S[: RATE_HZ - 1024], tone_S[: RATE_HZ - 1024], atol=1e-3)
+    np.testing.assert_allclose(window_S[3 * RATE_HZ :], tone_S[3 * RATE_HZ :], atol=0.7 * 0.5 * 2)
+
+
+def test_resampling_keeps_the_frequency(tmp_path: Path) -> None:
+    tone_S = 0.5 * np.sin(2 * np.pi * 1234 * np.arange(2 * 16_000) / 16_000).astype(np.float32)
+    path = write_video(tmp_path / "a.mkv", [0.0, 2.0], sound_CS=tone_S, rate_hz=16_000)
+    with SoundReader(path) as sound:
+        spectrum = np.abs(np.fft.rfft(sound.read(1.5, RATE_HZ)))  # one second: a bin is 1 Hz
+    assert np.argmax(spectrum) == 1234
+
+
+@pytest.mark.parametrize(("right", "peak"), [(1.0, 0.5), (-1.0, 0.0), (0.0, 0.25)])
+def test_stereo_is_averaged(right: float, peak: float, tmp_path: Path) -> None:
+    tone_S = 0.5 * np.sin(2 * np.pi * 440 * np.arange(RATE_HZ) / RATE_HZ).astype(np.float32)
+    sound_CS = np.stack([tone_S, right * tone_S]).astype(np.float32)
+    path = write_video(tmp_path / "a.mkv", [0.0, 1.0], sound_CS=sound_CS, sound_codec="pcm_s16le")
+    with SoundReader(path) as sound:
+        assert np.abs(sound.read(1.0, RATE_HZ)).max() == pytest.approx(peak, abs=1e-3)  # 16 bits
+
+
+def _corner_after_rotation(path: Path) -> tuple[float, float]:
+    """Return where the file's own display matrix brings the top left corner: the signs of x and y from the centre."""
+    content = path.read_bytes()
+    at = content.index(b"tkhd") + 4 + 40
+    a, b, _, c, d = (number / 65_536 for number in struct.unpack(">5i", content[at : at + 20]))
+    return -a - c, -b - d
+
+
+@pytest.mark.parametrize("rotation", [0, 90, 180, 270, -90])
+def test_frames_are_upright(rotation: int, tmp_path: Path) -> None:
+    image_YXC = np.full((48, 64, 3), DARK, np.uint8)
+    image_YXC[:16, :16] = BRIGHT
+    path = write_video(tmp_path / "a.mp4", [0.0, 0.04], lambda _: image_YXC, rotation=rotation)
+    upright_YXC = every_frame(path, probe(path))[0]
+    assert upright_YXC.shape == ((64, 48, 3) if rotation % 180 else (48, 64, 3))
+    x, y = _corner_after_rotation(path)
+    corner_YXC = upright_YXC[slice(None, 16) if y < 0 else slice(-16, None), slice(None, 16) if x < 0 else slice(-16, None)]
+    assert corner_YXC.mean() > 0.9 * BRIGHT
+    assert upright_YXC.flags.c_contiguous
+
+
+def test_colours_are_rgb(tmp_path: Path) -> None:
+    image_YXC = np.broadcast_to(np.array([200, 100, 30], np.uint8), (FRAME_PX, FRAME_PX, 3)).copy()
+    path = write_video(tmp_path / "a.mp4", [0.0, 0.04], lambda _: image_YXC)
+    np.testing.assert_allclose(every_frame(path, probe(path))[0].mean(axis=(0, 1)), [200, 100, 30], atol=8)  # lossy
+
+
+def test_clips_follow_the_paper() -> None:
+    grid = grid_of(100, hop=8)
+    np.testing.assert_array_equal(grid.end_frame_N, np.arange(7, 100, 8))
+    for end, frame_K in zip(grid.end_frame_N, grid.frame_NK, strict=True):
+        np.testing.assert_array_equal(frame_K, [max(0, end - 4 * k) for k in (7, 6, 5, 4, 3, 2, 1, 0)])
+    np.testing.assert_allclose(grid.end_time_s, grid.end_frame_N / 30, atol=1e-12)
+    assert grid.num_samples == 45_570
+    assert grid_of(100, hop=8, fps=15).num_samples == 91_140
+
+
+@pytest.mark.parametrize(
+    ("num_frames", "hop", "ends"),
+    [(1, 8, [0]), (7, 8, [6]), (8, 8, [7]), (15, 8, [7]), (16, 8, [7, 15]), (5, 1, [0, 1, 2, 3, 4]), (31, 32, [30])],
+)
+def test_every_recording_has_a_clip(num_frames: int, hop: int, ends: list[int]) -> None:
+    grid = grid_of(num_frames, hop)
+    assert grid.end_frame_N.tolist() == ends
+    assert grid.num_clips == len(ends)
+    assert grid.frame_NK.shape == (len(ends), 8)
+    assert grid.frame_NK[:, 0].tolist() == [max(0, end - 28) for end in ends]
+
+
+@pytest.mark.parametrize("num_frames", [1, 7])
+def test_short_recording(num_frames: int, tmp_path: Path) -> None:
+    path = write_video(tmp_path / "a.mp4", CONSTANT_S[:num_frames], flash(num_frames - 1), beep(0.0, 0.5))
+    timeline = probe(path)
+    assert timeline.num_frames == timeline.num_slots == num_frames
+    assert not timeline.variable
+    frames = every_frame(path, timeline)
+    assert list(frames) == list(range(num_frames))
+    assert frames[num_frames - 1].mean() > 200
+    grid = ClipGrid.lay(timeline, hop=8)
+    with SoundReader(path) as sound:
+        assert sound.read(grid.end_time_s[0], grid.num_samples).shape == (grid.num_samples,)
+
+
+def test_slots_of_a_variable_frame_rate() -> None:
+    timeline = Timeline.from_pts(np.array([1000, 1010, 1020, 1500, 1510, 2000]), 0.001)
+    assert timeline.variable
+    assert timeline.fps == pytest.approx(5 / (2 * 0.5))
+    slot = np.arange(-2, timeline.num_slots)
+    np.testing.assert_allclose(timeline.slot_time_s(slot), 1.0 + slot / timeline.fps)
+    shown = [max(np.flatnonzero(timeline.frame_time_s <= time_s + 1e-3), default=0) for time_s in timeline.slot_time_s(slot)]
+    np.testing.assert_array_equal(timeline.slot_frame(slot), shown)
+    assert timeline.slot_frame(slot)[-1] == 5
+
+
+@pytest.mark.parametrize("fps", [23.976, 25, 29.97, 59.94])
+def test_milliseconds_do_not_make_a_rate_variable(fps: float) -> None:
+    timeline = Timeline.from_pts(np.round(np.arange(1000) / fps * 1000).astype(np.int64), 0.001)
+    assert not timeline.variable
+    assert timeline.fps == pytest.approx(fps, rel=2e-5)  # 1 ms in 999 intervals
+
+
+def test_a_dropped_frame_makes_the_rate_variable() -> None:
+    pts = np.delete(np.arange(300), 100)
+    timeline = Timeline.from_pts(pts, 1 / 30)
+    assert timeline.variable
+    shown = timeline.slot_frame(np.arange(timeline.num_slots))
+    assert abs(timeline.frame_time_s[shown] - timeline.slot_time_s(np.arange(timeline.num_slots))).max() < 1.01 * 2 / 30
+
+
+def _broken(folder: Path, kind: str) -> Path:
+    path = folder / f"{kind}.mp4"
+    if kind == "empty":
+        path.write_bytes(b"")
+    elif kind == "text":
+        path.write_text("this is no video\n" * 100)
+    elif kind == "sound_only":
+        write_video(path, [], sound_CS=beep(0.1, 1.0))
+    elif kind != "missing":
+        content = bytearray(write_video(path, CONSTANT_S, sound_CS=beep(0.1, 1.0)).read_bytes())
+        if kind == "truncated":
+            content = content[: content.index(b"moov") - 4]  # MP4 carries its index at the end
+        elif kind == "index_damaged":
+            content[content.index(b"trak") - 4 :] = bytes(len(content) - content.index(b"trak") + 4)
+        path.write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        ("missing", "missing_file"),
+        ("empty", "unreadable"),
+        ("text", "unreadable"),
+        ("truncated", "unreadable"),
+        ("index_damaged", "no_video_stream"),
+        ("sound_only", "no_video_stream"),
+    ],
+)
+def test_unusable_video(kind: str, reason: str, tmp_path: Path) -> None:
+    path = _broken(tmp_path, kind)
+    with pytest.raises(RecordingError, match=str(path)) as caught:
+        probe(path)
+    assert caught.value.reason == reason
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [("missing", "missing_file"), ("empty", "unreadable"), ("text", "unreadable"), ("index_damaged", "no_audio_stream")],
+)
+def test_unusable_sound(kind: str, reason: str, tmp_path: Path) -> None:
+    path = _broken(tmp_path, kind)
+    with pytest.raises(RecordingError, match=str(path)) as caught:
+        SoundReader(path)
+    assert caught.value.reason == reason
+
+
+def test_video_without_sound(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "a.mp4", CONSTANT_S)
+    with pytest.raises(RecordingError, match=r"a\.mp4 holds no audio stream") as caught:
+        SoundReader(path)
+    assert caught.value.reason == "no_audio_stream"
+
+
+def test_video_without_one_good_frame(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "a.mp4", CONSTANT_S)
+    timeline, content = probe(path), bytearray(path.read_bytes())
+    start, end = content.index(b"mdat") + 4, content.index(b"moov") - 4
+    content[start:end] = bytes(end - start)
+    path.write_bytes(content)
+    with pytest.raises(RecordingError, match=r"a\.mp4: no frame") as caught:
+        every_frame(path, timeline)
+    assert caught.value.reason == "unreadable"
+
+
+def _noise(i: int) -> npt.NDArray[np.uint8]:
+    """Return a picture of its own for every index, hard to compress."""
+    return np.random.default_rng(i).integers(0, 255, (8, 8, 3), np.uint8).repeat(8, axis=0).repeat(8, axis=1)
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mkv"])
+def test_damage_in_the_middle_costs_its_frames_alone(suffix: str, tmp_path: Path) -> None:
+    path = write_video(tmp_path / f"a.{suffix}", CONSTANT_S, _noise, beep(2.3, 4.0), video_options={"g": "12", "bf": "2"})
+    pristine = every_frame(path, probe(path))
+    content = bytearray(path.read_bytes())
+    start = len(content) // 2
+    content[start : start + 3000] = bytes(3000)
+    path.write_bytes(content)
+    timeline = probe(path)
+    frames = every_frame(path, timeline)
+    assert all(a < b for a, b in pairwise(frames))
+    by_time = {round(float(timeline.frame_time_s[i]), 3): image for i, image in frames.items()}
+    same = [np.array_equal(by_time.get(round(i / 30, 3)), image) for i, image in pristine.items()]
+    assert same[0]
+    assert same[-1]
+    assert 120 - 3 * 12 <= sum(same) < 120  # the damage touches at most three groups of 12 frames
+    with SoundReader(path) as sound:
+        assert sound.read(4.0, 4 * RATE_HZ).shape == (4 * RATE_HZ,)
+        assert sound.num_decoded > 3 * RATE_HZ
+
+
+def test_file_that_breaks_off(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "a.mkv", CONSTANT_S, _noise, beep(0.3, 4.0), video_options={"bf": "2"})
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    timeline = probe(path)
+    assert 30 < timeline.num_frames < 90
+    frames = every_frame(path, timeline)
+    assert len(frames) >= timeline.num_frames - 1  # the last packet is cut
+    with SoundReader(path) as sound:
+        window_S = sound.read(4.0, 4 * RATE_HZ)
+    assert np.abs(window_S[: RATE_HZ // 2]).max() > 0.3
+    assert not window_S[3 * RATE_HZ :].any()
