@@ -18,7 +18,9 @@ def flash(index: int) -> Callable[[int], npt.NDArray[np.uint8]]:
     return lambda i: np.full((FRAME_PX, FRAME_PX, 3), BRIGHT if i == index else DARK, np.uint8)
 
 
-def beep(at_s: float, duration_s: float, rate_hz: int = 44_100, frequency_hz: float = 1000.0) -> npt.NDArray[np.float32]:
+def beep(
+    at_s: float, duration_s: float, rate_hz: int = 44_100, frequency_hz: float = 1000.0
+) -> npt.NDArray[np.float32]:
     """Return silence (S,) with a tone of 50 ms that begins at `at_s`."""
     time_s = np.arange(round(duration_s * rate_hz)) / rate_hz
     sounding = (time_s >= at_s) & (time_s < at_s + 0.05)

@@ -152,7 +152,7 @@ def test_landmarks_come_to_the_template(size_px: float, angle_deg: float) -> Non
     width_px = 1200
     turn = np.exp(1j * np.deg2rad(angle_deg)) * size_px / CROP_PX
     template = TEMPLATE[:, 0] + 1j * TEMPLATE[:, 1] - 56 * (1 + 1j)
-    centre = complex(width_px / 2, width_px / 2 - 3)
+    centre = complex(width_px / 2, width_px / 2 - 0.3)
     landmark_px = np.stack([(template * turn + centre).real, (template * turn + centre).imag], axis=1)
     span_px = 0.75 * size_px  # the ramp covers the landmarks: 3 grey levels to a pixel of the crop
     at_px = np.arange(width_px)
@@ -180,17 +180,17 @@ def test_a_large_face_does_not_alias() -> None:
 
 def test_a_face_of_the_crops_size_is_copied() -> None:
     image = np.random.default_rng(0).integers(0, 256, (150, 160, 3), np.uint8)
-    np.testing.assert_array_equal(align(image, TEMPLATE + (20, 10))[:, :], image[10:122, 20:132])
+    np.testing.assert_array_equal(align(image, TEMPLATE + np.array([20, 10])), image[10:122, 20:132])
 
 
 def test_outside_of_the_image_is_black() -> None:
     white = np.full((150, 160, 3), 255, np.uint8)
-    crop = align(white, TEMPLATE - (30, 50))
+    crop = align(white, TEMPLATE - np.array([30, 50]))
     assert not crop[:49].any()
     assert not crop[:, :29].any()
     assert (crop[51:, 31:] == 255).all()
-    assert not align(white, TEMPLATE + (500, 0)).any()
-    assert not align(white, TEMPLATE - (0, 500)).any()
+    assert not align(white, TEMPLATE + np.array([500, 0])).any()
+    assert not align(white, TEMPLATE - np.array([0, 500])).any()
 
 
 # The track

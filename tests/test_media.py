@@ -129,7 +129,9 @@ def test_windows_equal_one_whole_read(tmp_path: Path) -> None:
         with SoundReader(path) as sound:
             for end_s in np.arange(hop_s, 4.0, hop_s):
                 end = round(end_s * RATE_HZ) + RATE_HZ
-                np.testing.assert_array_equal(sound.read(end_s, 45_570), np.r_[np.zeros(9999), whole_S][end - 35571 : end + 9999])
+                np.testing.assert_array_equal(
+                    sound.read(end_s, 45_570), np.r_[np.zeros(9999), whole_S][end - 35571 : end + 9999]
+                )
 
 
 def test_sound_is_streamed(tmp_path: Path) -> None:
@@ -164,7 +166,9 @@ def test_gap_in_sound_is_silence(tmp_path: Path) -> None:
     with av.open(str(whole)) as source, av.open(str(path), "w") as target:
         streams = {stream.index: target.add_stream_from_template(stream) for stream in source.streams}
         for packet in source.demux():
-            is_lost = packet.stream.type == "audio" and packet.dts is not None and 1.0 <= packet.pts * packet.time_base < 2.0
+            is_lost = (
+                packet.stream.type == "audio" and packet.dts is not None and 1.0 <= packet.pts * packet.time_base < 2.0
+            )
             if packet.dts is not None and not is_lost:
                 packet.stream = streams[packet.stream.index]
                 target.mux(packet)
@@ -212,7 +216,9 @@ def test_frames_are_upright(rotation: int, tmp_path: Path) -> None:
     upright_YXC = every_frame(path, probe(path))[0]
     assert upright_YXC.shape == ((64, 48, 3) if rotation % 180 else (48, 64, 3))
     x, y = _corner_after_rotation(path)
-    corner_YXC = upright_YXC[slice(None, 16) if y < 0 else slice(-16, None), slice(None, 16) if x < 0 else slice(-16, None)]
+    corner_YXC = upright_YXC[
+        slice(None, 16) if y < 0 else slice(-16, None), slice(None, 16) if x < 0 else slice(-16, None)
+    ]
     assert corner_YXC.mean() > 0.9 * BRIGHT
     assert upright_YXC.flags.c_contiguous
 
@@ -265,7 +271,9 @@ def test_slots_of_a_variable_frame_rate() -> None:
     assert timeline.fps == pytest.approx(5 / (2 * 0.5))
     slot = np.arange(-2, timeline.num_slots)
     np.testing.assert_allclose(timeline.slot_time_s(slot), 1.0 + slot / timeline.fps)
-    shown = [max(np.flatnonzero(timeline.frame_time_s <= time_s + 1e-3), default=0) for time_s in timeline.slot_time_s(slot)]
+    shown = [
+        max(np.flatnonzero(timeline.frame_time_s <= time_s + 1e-3), default=0) for time_s in timeline.slot_time_s(slot)
+    ]
     np.testing.assert_array_equal(timeline.slot_frame(slot), shown)
     assert timeline.slot_frame(slot)[-1] == 5
 
@@ -323,7 +331,12 @@ def test_unusable_video(kind: str, reason: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("kind", "reason"),
-    [("missing", "missing_file"), ("empty", "unreadable"), ("text", "unreadable"), ("index_damaged", "no_audio_stream")],
+    [
+        ("missing", "missing_file"),
+        ("empty", "unreadable"),
+        ("text", "unreadable"),
+        ("index_damaged", "no_audio_stream"),
+    ],
 )
 def test_unusable_sound(kind: str, reason: str, tmp_path: Path) -> None:
     path = _broken(tmp_path, kind)
@@ -357,7 +370,9 @@ def _noise(i: int) -> npt.NDArray[np.uint8]:
 
 @pytest.mark.parametrize("suffix", ["mp4", "mkv"])
 def test_damage_in_the_middle_costs_its_frames_alone(suffix: str, tmp_path: Path) -> None:
-    path = write_video(tmp_path / f"a.{suffix}", CONSTANT_S, _noise, beep(2.3, 4.0), video_options={"g": "12", "bf": "2"})
+    path = write_video(
+        tmp_path / f"a.{suffix}", CONSTANT_S, _noise, beep(2.3, 4.0), video_options={"g": "12", "bf": "2"}
+    )
     pristine = every_frame(path, probe(path))
     content = bytearray(path.read_bytes())
     start = len(content) // 2

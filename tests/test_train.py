@@ -39,7 +39,7 @@ def assert_equal_weights(one: Path | str, other: Path | str) -> None:
 @pytest.mark.parametrize("head", registry.HEADS)
 def test_every_head_learns_what_its_modality_shows(tmp_path: Path, head: str) -> None:
     toy_cache(tmp_path)
-    (summary,) = train(options(tmp_path, head=head, epochs=20, patience=20, learning_rate=1e-2))
+    (summary,) = train(options(tmp_path, head=head, epochs=20, patience=20))
     # In the toy cache valence shows in the map alone and arousal in the sound alone, both with noise of 0.3.
     if head != "audio_only":
         assert summary.ccc["valence"] > 0.7
@@ -191,7 +191,7 @@ def test_early_stop_and_schedule(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_bf16_trains_too(tmp_path: Path) -> None:
     toy_cache(tmp_path)
-    (summary,) = train(options(tmp_path, amp="bf16", epochs=20, patience=20, learning_rate=1e-2))
+    (summary,) = train(options(tmp_path, amp="bf16", epochs=20, patience=20))
     assert summary.mean_ccc > 0.6
     assert all(value.dtype != torch.bfloat16 for value in weights(summary.run).values())
 

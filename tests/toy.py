@@ -58,7 +58,7 @@ def add_recording(
         writer.begin(num_clips)
         writer.append(video.astype(np.float32), audio.astype(np.float32))
         writer.commit(arrays, fps=FPS)
-    return {**arrays, "video": video.astype(np.float16), "audio": audio.astype(np.float32)}
+    return {**arrays, "video": video.astype(np.float32).astype(np.float16), "audio": audio.astype(np.float32)}
 
 
 def toy_cache(home: Path) -> FeatureCache:

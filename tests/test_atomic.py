@@ -1,0 +1,130 @@
+"""An artefact is whole or absent, and what killed writers leave behind is swept away."""
+
+import hashlib
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from avfuse import atomic
+from avfuse.atomic import describe_files, digest_json, flush_tree, new_aside_name, sweep, write_atomically
+
+
+@pytest.fixture(scope="module")
+def dead_process() -> int:
+    """Return the number of a process that has ended."""
+    with subprocess.Popen([sys.executable, "-c", ""]) as process:
+        process.wait()
+    return process.pid
+
+
+def test_write_replaces_the_whole_file(tmp_path: Path) -> None:
+    path = tmp_path / "größe.json"
+    write_atomically(path, b"a long first version")
+    write_atomically(path, b"second")
+    assert path.read_bytes() == b"second"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("step", ["fsync", "replace"])
+def test_failed_write_keeps_the_old_file(step: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "run.json"
+    write_atomically(path, b"first")
+
+    def fail(*_: object) -> None:
+        assert path.read_bytes() == b"first"
+        assert len(list(tmp_path.iterdir())) == 2  # what is being written lies aside
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(os if step == "fsync" else Path, step, fail)
+    with pytest.raises(OSError, match="no space left"):
+        write_atomically(path, b"second")
+    assert path.read_bytes() == b"first"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_content_is_on_disk_before_it_takes_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps: list[str] = []
+    fsync, replace = os.fsync, Path.replace
+    monkeypatch.setattr(os, "fsync", lambda descriptor: steps.append("flush") or fsync(descriptor))
+    monkeypatch.setattr(Path, "replace", lambda self, target: steps.append("rename") or replace(self, target))
+    write_atomically(tmp_path / "run.json", b"content")
+    assert steps == ["flush", "rename"]
+
+
+def test_aside_names_are_unique_and_name_their_writer() -> None:
+    names = {new_aside_name() for _ in range(100)}
+    assert len(names) == 100
+    assert all(name.startswith(f"{socket.gethostname()}-{os.getpid()}-") for name in names)
+
+
+@pytest.mark.parametrize("host", ["node7", "node-7.cluster.example"])
+def test_sweep_removes_what_dead_writers_left(
+    host: str, dead_process: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(socket, "gethostname", lambda: host)
+    kept = {
+        new_aside_name(),  # this process is alive
+        f"other-{host}-{dead_process}-0a1b2c3d",
+        f"elsewhere-{dead_process}-0a1b2c3d",
+        f"{host}-{dead_process}",
+        f"{host}-nobody-0a1b2c3d",
+        "features.zarr",
+        ".hidden",
+        f"run.json.{host}-{dead_process}-0a1b2c3d",  # not hidden: no name that avfuse gives
+        f".run.json.{host}-{os.getpid()}-0a1b2c3d",
+    }
+    gone = {f"{host}-{dead_process}-0a1b2c3d", f".run.json.{host}-{dead_process}-0a1b2c3d"}
+    for name in kept | gone:
+        if "run.json" in name:
+            (tmp_path / name).write_bytes(b"half")
+        else:
+            (tmp_path / name / "deep").mkdir(parents=True)
+            (tmp_path / name / "deep" / "file").write_bytes(b"half")
+    assert set(sweep(tmp_path)) == gone
+    assert {path.name for path in tmp_path.iterdir()} == kept
+    assert sweep(tmp_path) == []
+
+
+def test_a_process_of_somebody_else_is_alive(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def refuse(process: int, number: int) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(os, "kill", refuse)
+    (tmp_path / f"{socket.gethostname()}-1-0a1b2c3d").mkdir()
+    assert sweep(tmp_path) == []
+
+
+def test_describe_files(tmp_path: Path) -> None:
+    (tmp_path / "video" / "c").mkdir(parents=True)
+    (tmp_path / "video" / "c" / "0").write_bytes(b"chunk")
+    (tmp_path / "zarr.json").write_bytes(b"")
+    assert describe_files(tmp_path) == {
+        "video/c/0": {"bytes": 5, "sha256": hashlib.sha256(b"chunk").hexdigest()},
+        "zarr.json": {"bytes": 0, "sha256": hashlib.sha256(b"").hexdigest()},
+    }
+    assert list(describe_files(tmp_path)) == ["video/c/0", "zarr.json"]
+    assert describe_files(tmp_path / "video" / "nothing") == {}
+
+
+def test_flush_tree_reaches_everything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    (tmp_path / "a" / "b" / "file").write_bytes(b"content")
+    flushed: list[Path] = []
+    monkeypatch.setattr(atomic, "flush", flushed.append)
+    flush_tree(tmp_path)
+    assert set(flushed) == {tmp_path, tmp_path / "a", tmp_path / "a" / "b", tmp_path / "a" / "b" / "file"}
+    assert flushed[-1] == tmp_path
+    monkeypatch.undo()
+    flush_tree(tmp_path)  # files and folders can both be flushed
+    with pytest.raises(FileNotFoundError, match="absent"):
+        atomic.flush(tmp_path / "absent")
+
+
+def test_digest_does_not_depend_on_the_order_of_keys() -> None:
+    assert digest_json({"a": 1, "b": [1.5, None]}) == digest_json({"b": [1.5, None], "a": 1})
+    assert digest_json({"a": 1}) != digest_json({"a": 2})
+    assert digest_json({"a": 1}) == hashlib.sha256(b'{"a": 1}').hexdigest()

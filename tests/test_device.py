@@ -1,0 +1,84 @@
+"""Devices and precisions are chosen by what the machine has."""
+
+import pytest
+import torch
+
+from avfuse.device import choose_device, choose_precision
+from avfuse.schema import UsageError
+
+
+def pretend(monkeypatch: pytest.MonkeyPatch, num_gpus: int, capability: tuple[int, int] = (8, 0)) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: num_gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: num_gpus)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+
+
+@pytest.mark.parametrize(
+    ("name", "num_gpus", "expected"),
+    [
+        ("auto", 0, "cpu"),
+        ("auto", 2, "cuda"),
+        ("cpu", 0, "cpu"),
+        ("cpu", 2, "cpu"),
+        ("cpu:0", 0, "cpu:0"),
+        ("cuda", 1, "cuda"),
+        ("cuda:1", 2, "cuda:1"),
+    ],
+)
+def test_device(name: str, num_gpus: int, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(monkeypatch, num_gpus)
+    assert choose_device(name) == torch.device(expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "num_gpus", "there_is"),
+    [
+        ("cuda", 0, "auto, cpu"),
+        ("cuda:0", 0, "auto, cpu"),
+        ("cuda:2", 2, "auto, cpu, cuda:0, cuda:1"),
+        ("cuda:-1", 2, "auto, cpu, cuda:0, cuda:1"),
+        ("cuda:", 1, "auto, cpu, cuda:0"),
+        ("cpu:1", 0, "auto, cpu"),
+        ("cpu:", 0, "auto, cpu"),
+        ("mps", 0, "auto, cpu"),
+        ("gpu", 1, "auto, cpu, cuda:0"),
+        ("", 0, "auto, cpu"),
+        ("cuda:²", 1, "auto, cpu, cuda:0"),
+    ],
+)
+def test_absent_device(name: str, num_gpus: int, there_is: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(monkeypatch, num_gpus)
+    with pytest.raises(UsageError, match=f"^device '{name}' is not here; there is: {there_is}$"):
+        choose_device(name)
+
+
+@pytest.mark.parametrize(
+    ("capability", "expected"), [((7, 5), "fp32"), ((8, 0), "bf16"), ((9, 0), "bf16"), ((12, 0), "bf16")]
+)
+def test_precision_of_a_gpu(capability: tuple[int, int], expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(monkeypatch, 1, capability)
+    assert choose_precision("auto", torch.device("cuda")) == expected
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "expected"),
+    [
+        ({"avx512_bf16": True, "amx_bf16": True}, "bf16"),
+        ({"avx512_bf16": True}, "bf16"),
+        ({"amx_bf16": True}, "bf16"),
+        ({"avx512_bf16": False, "avx2": True}, "fp32"),
+        ({}, "fp32"),
+    ],
+)
+def test_precision_of_a_cpu(capabilities: dict[str, bool], expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    assert choose_precision("auto", torch.device("cpu")) == expected
+
+
+@pytest.mark.parametrize("name", ["fp32", "bf16"])
+def test_a_named_precision_is_kept(name: str) -> None:
+    assert choose_precision(name, torch.device("cpu")) == name
+
+
+def test_this_machine_answers() -> None:
+    assert choose_precision("auto", choose_device("auto")) in ("fp32", "bf16")

@@ -1,0 +1,148 @@
+"""Every knob is declared once, with its help, and reaches the command line."""
+
+import dataclasses
+import typing
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+
+from avfuse import options, registry
+from avfuse.cli import cli
+from avfuse.options import cache_home, format_assignments, parse_assignments
+from avfuse.schema import UsageError
+
+COMMANDS = {
+    "demo": options.DemoOptions,
+    "extract": options.ExtractOptions,
+    "fuse-train": options.TrainOptions,
+    "report": options.ReportOptions,
+}
+every_command = pytest.mark.parametrize("command", list(COMMANDS))
+every_knob = pytest.mark.parametrize(
+    ("command", "field"),
+    [
+        pytest.param(name, field, id=f"{name}-{field.name}")
+        for name, kind in COMMANDS.items()
+        for field in dataclasses.fields(kind)
+    ],
+)
+
+
+def parameters(command: str) -> dict[str, click.Parameter]:
+    return {str(parameter.name): parameter for parameter in cli.commands[command].params}
+
+
+def test_every_options_class_is_a_command() -> None:
+    declared = {kind for name, kind in vars(options).items() if dataclasses.is_dataclass(kind)}
+    assert declared == set(COMMANDS.values())
+    assert set(COMMANDS) <= set(cli.commands)
+
+
+@every_command
+def test_options_are_frozen(command: str) -> None:
+    assert COMMANDS[command].__dataclass_params__.frozen  # type: ignore[attr-defined]
+
+
+@every_knob
+def test_a_knob_says_what_it_is_for(command: str, field: dataclasses.Field[Any]) -> None:
+    assert len(field.metadata["help"]) >= 6
+    assert field.metadata["help"].endswith((".", "]"))
+    assert set(field.metadata) == {"help", "choices", "minimum", "argument", "flag", "record"}
+    if field.metadata["choices"] and field.default not in (None, dataclasses.MISSING):
+        assert field.default in field.metadata["choices"]
+
+
+@every_knob
+def test_a_knob_reaches_the_command_line(command: str, field: dataclasses.Field[Any]) -> None:
+    parameter = parameters(command)[field.name]
+    if isinstance(parameter, click.Option):
+        assert f"--{field.name.replace('_', '-')}" in parameter.opts
+        assert parameter.help == field.metadata["help"]
+        context = click.Context(cli.commands[command])
+        assert parameter.get_default(context) == field.default or (parameter.multiple and field.default == ())
+    else:
+        assert parameter.required
+        assert field.default is dataclasses.MISSING
+
+
+@every_command
+def test_the_command_line_knows_no_other_knobs(command: str) -> None:
+    known = {field.name for field in dataclasses.fields(COMMANDS[command])}
+    assert set(parameters(command)) - known <= {"as_json"}
+
+
+@every_knob
+def test_a_knob_refuses_what_is_below_its_minimum(command: str, field: dataclasses.Field[Any]) -> None:
+    minimum = field.metadata["minimum"]
+    hint = typing.get_type_hints(COMMANDS[command])[field.name]
+    assert (minimum is None) or hint in (int, float)
+    if minimum is not None:
+        convert = parameters(command)[field.name].type.convert
+        assert convert(str(minimum if hint is float else int(minimum)), None, None) == minimum
+        with pytest.raises(click.BadParameter, match="is not in the range"):
+            convert(str(int(minimum) - 1), None, None)
+
+
+def test_choices_are_those_of_the_registry() -> None:
+    tables = {
+        ("extract", "corpus"): registry.CORPORA,
+        ("extract", "video_encoder"): registry.ENCODERS,
+        ("extract", "audio_encoder"): registry.ENCODERS,
+        ("fuse-train", "head"): registry.HEADS,
+        ("report", "format"): registry.FORMATS,
+    }
+    for (command, name), table in tables.items():
+        kind = parameters(command)[name].type
+        assert isinstance(kind, click.Choice)
+        assert tuple(kind.choices) == tuple(table)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("2", 2),
+        ("-3", -3),
+        ("0.5", 0.5),
+        ("1e-4", 1e-4),
+        ("true", True),
+        ("False", False),
+        ("r2plus1d_18", "r2plus1d_18"),
+        ("", ""),
+        ("a=b", "a=b"),
+        ("1.2.3", "1.2.3"),
+    ],
+)
+def test_assignments(text: str, value: Any) -> None:
+    (parsed,) = parse_assignments((f"key={text}",)).values()
+    assert parsed == value
+    assert type(parsed) is type(value)
+
+
+def test_several_assignments() -> None:
+    assert parse_assignments(("recursions=3", "joint_blstm=false")) == {"recursions": 3, "joint_blstm": False}
+    assert parse_assignments(()) == {}
+
+
+@pytest.mark.parametrize("item", ["recursions", "=2", "", "two words=1", "2nd=1", "--recursions=2"])
+def test_what_is_no_assignment(item: str) -> None:
+    with pytest.raises(UsageError, match=f"^'{item}' is not KEY=VALUE, for example recursions=2$"):
+        parse_assignments(("fine=1", item))
+
+
+def test_assignments_are_written_as_they_are_read() -> None:
+    values = {"recursions": 2, "joint_blstm": False, "dropout": 0.1, "arch": "r3d_18"}
+    text = format_assignments(values)
+    assert text == "arch=r3d_18, dropout=0.1, joint_blstm=false, recursions=2"
+    assert parse_assignments(tuple(text.split(", "))) == values
+
+
+def test_cache_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("AVFUSE_CACHE", str(tmp_path / "named by the environment"))
+    assert cache_home(tmp_path / "given") == tmp_path / "given"
+    assert cache_home(None) == tmp_path / "named by the environment"
+    monkeypatch.setenv("AVFUSE_CACHE", "")
+    assert cache_home(None) == Path("cache")
+    monkeypatch.delenv("AVFUSE_CACHE")
+    assert cache_home(None) == Path("cache")

@@ -1,0 +1,116 @@
+"""The nouns refuse what they cannot be, and a trace gives every frame its rating."""
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from avfuse.schema import FAILURE_REASONS, Annotation, Recording, RecordingError
+
+NAN = float("nan")
+
+
+def trace(values: list[float], time_s: list[float] | None = None, is_dense: bool = True) -> Annotation:
+    values_FE = np.array(values, np.float64)[:, None]
+    return Annotation(("valence",), values_FE, None if time_s is None else np.array(time_s), is_dense)
+
+
+def rated(annotation: Annotation, frame_time_s: list[float] | npt.NDArray[np.float64]) -> list[float]:
+    frame_target_FE = annotation.at(np.asarray(frame_time_s, np.float64))
+    assert frame_target_FE.dtype == np.float32
+    assert frame_target_FE.shape == (len(frame_time_s), 1)
+    return [float(value) for value in frame_target_FE[:, 0]]
+
+
+def test_row_i_rates_frame_i() -> None:
+    annotation = Annotation(("valence", "arousal"), np.array([[0.5, -0.5], [NAN, 0.25], [1.0, NAN]]))
+    frame_target_FE = annotation.at(np.array([7.0, 7.1, 9.0]))  # the times do not matter
+    np.testing.assert_array_equal(frame_target_FE, np.array([[0.5, -0.5], [NAN, 0.25], [1.0, NAN]], np.float32))
+
+
+def test_frames_beyond_the_last_row_are_unrated() -> None:
+    assert rated(trace([0.5, 0.25]), np.arange(4)) == pytest.approx([0.5, 0.25, NAN, NAN], nan_ok=True)
+
+
+def test_rows_beyond_the_last_frame_are_dropped() -> None:
+    assert rated(trace([0.5, 0.25, 1.0]), np.arange(2)) == [0.5, 0.25]
+
+
+@pytest.mark.parametrize(
+    ("num_rows", "num_frames", "is_dense", "is_refused"),
+    [
+        (95, 100, True, False),  # 5 rows may be missing ...
+        (94, 100, True, True),
+        (105, 100, True, False),  # ... or left over ...
+        (106, 100, True, True),
+        (980, 1000, True, False),  # ... and in a long recording 2 %
+        (979, 1000, True, True),
+        (1020, 1000, True, False),
+        (1021, 1000, True, True),
+        (0, 1, True, False),
+        (100, 1000, False, False),  # a sparse trace may end early, but not late
+        (1020, 1000, False, False),
+        (1021, 1000, False, True),
+    ],
+)
+def test_tolerance(num_rows: int, num_frames: int, is_dense: bool, is_refused: bool) -> None:
+    annotation = trace([0.5] * num_rows, is_dense=is_dense)
+    if is_refused:
+        with pytest.raises(RecordingError, match=f"{num_rows} annotation rows for {num_frames} video frames") as caught:
+            annotation.at(np.arange(num_frames) / 30)
+        assert caught.value.reason == "annotation_mismatch"
+    else:
+        values = rated(annotation, np.arange(num_frames) / 30)
+        assert np.count_nonzero(~np.isnan(values)) == min(num_rows, num_frames)
+
+
+def test_rows_with_times_are_interpolated() -> None:
+    annotation = trace([0.0, 1.0, 0.0], [1.0, 2.0, 4.0])
+    assert rated(annotation, [1.0, 1.25, 2.0, 3.0, 4.0]) == [0.0, 0.25, 1.0, 0.5, 0.0]
+    assert all(np.isnan(rated(annotation, [0.0, 0.999, 4.001, 99.0])))
+
+
+def test_frames_beside_an_unrated_row_are_unrated() -> None:
+    annotation = trace([0.0, 0.5, NAN, 1.0, 0.0], [0.0, 1.0, 2.0, 3.0, 4.0])
+    # A frame at the very time of a rated row has its rating, whatever its neighbours.
+    expected = [0.0, 0.25, 0.5, NAN, NAN, NAN, 1.0, 0.5, 0.0]
+    assert rated(annotation, np.arange(9) / 2) == pytest.approx(expected, nan_ok=True)
+
+
+def test_targets_are_unrated_one_by_one() -> None:
+    values_FE = np.array([[0.0, 1.0], [NAN, 0.0], [1.0, 1.0]])
+    annotation = Annotation(("valence", "arousal"), values_FE, np.array([0.0, 1.0, 2.0]))
+    np.testing.assert_array_equal(annotation.at(np.array([0.5, 2.0])), [[NAN, 0.5], [1.0, 1.0]])
+
+
+@pytest.mark.parametrize("num_rows", [1, 2])
+def test_few_rows_with_times(num_rows: int) -> None:
+    annotation = trace([0.5] * num_rows, [1.0, 2.0][:num_rows])
+    assert rated(annotation, [0.5, 1.0, 2.5]) == pytest.approx([NAN, 0.5, NAN], nan_ok=True)
+
+
+@pytest.mark.parametrize("shape", [(3,), (3, 1), (3, 3), (3, 2, 1)])
+def test_annotation_shape(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="do not hold 2 targets"):
+        Annotation(("valence", "arousal"), np.zeros(shape))
+
+
+def test_annotation_needs_a_time_for_every_row() -> None:
+    with pytest.raises(ValueError, match="2 times for 3 rows"):
+        trace([0.0, 0.0, 0.0], [0.0, 1.0])
+
+
+def test_recording_refuses_an_unknown_partition(tmp_path_factory: pytest.TempPathFactory) -> None:
+    with pytest.raises(ValueError, match="first: partition 'dev' is none of train, validation, test"):
+        Recording("first", tmp_path_factory.getbasetemp(), "dev", "first")
+
+
+@pytest.mark.parametrize("reason", list(FAILURE_REASONS))
+def test_failure_reasons(reason: str) -> None:
+    error = RecordingError(reason, "what was found")
+    assert (error.reason, str(error)) == (reason, "what was found")
+    assert FAILURE_REASONS[reason]
+
+
+def test_unknown_failure_reason() -> None:
+    with pytest.raises(ValueError, match="unknown failure reason 'bad_luck'; known: missing_file"):
+        RecordingError("bad_luck", "what was found")
