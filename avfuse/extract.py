@@ -207,16 +207,15 @@ def _extract_recording(
     grid = media.ClipGrid.lay(timeline, tools.options.hop)
     target_FE = _frame_targets(recording, timeline, tools.corpus)
     track = FaceTrack(tools.detector, timeline.num_frames, tools.options.detect_every)
-    size = tools.options.batch_size
     with media.SoundReader(recording.path) as sound, tools.cache.writer(recording.name, source) as writer:
         writer.begin(grid.num_clips)
-        clips = _clips(recording, timeline, grid, track)
-        for start in range(0, grid.num_clips, size):
-            end_s = grid.end_time_s[start : start + size]
-            video_BKYXC = np.stack([next(clips) for _ in end_s])
+        num_done = 0
+        for video_BKYXC in _clip_batches(recording, timeline, grid, track, tools.options.batch_size):
+            end_s = grid.end_time_s[num_done : num_done + len(video_BKYXC)]
             sound_BS = np.stack([sound.read(at_s, grid.num_samples) for at_s in end_s])
             writer.append(_encode(tools.video, video_BKYXC, tools), _encode(tools.audio, sound_BS, tools))
-            on_batch(start + len(end_s), grid.num_clips)
+            num_done += len(end_s)
+            on_batch(num_done, grid.num_clips)
         if sound.num_decoded == 0:
             raise RecordingError("no_audio_stream", f"{recording.path}: no sample of its audio stream can be decoded")
         face_share_N = track.found_F[grid.frame_NK].mean(axis=1, dtype=np.float32)
@@ -247,22 +246,30 @@ def _frame_targets(recording: Recording, timeline: media.Timeline, corpus: Corpu
     return annotation.at(timeline.frame_time_s)
 
 
-def _clips(
-    recording: Recording, timeline: media.Timeline, grid: media.ClipGrid, track: FaceTrack
+def _clip_batches(
+    recording: Recording, timeline: media.Timeline, grid: media.ClipGrid, track: FaceTrack, size: int
 ) -> Iterator[npt.NDArray[np.uint8]]:
-    """Yield the crops (K, 112, 112, 3) of each clip; only the frames of clips still to come are held."""
+    """Yield the crops (B, K, 112, 112, 3) of up to `size` clips at a time; only frames of clips to come are held."""
     wanted_F = track.detected_F()
     wanted_F[grid.frame_NK] = True
     crops = track.crops(media.read_frames(recording.path, timeline, wanted_F))
     held: dict[int, npt.NDArray[np.uint8]] = {}
     black = np.zeros((CROP_PX, CROP_PX, 3), np.uint8)
-    last_read = -1
+    last_read, clips = -1, []
     for frame_K in grid.frame_NK:
         while last_read < frame_K[-1]:
             last_read, crop = next(crops, (timeline.num_frames, black))
             held[last_read] = crop
-        yield np.stack([held.get(int(frame), black) for frame in frame_K])
-        held = {frame: crop for frame, crop in held.items() if frame > frame_K[0]}
+        clips.append(np.stack([held.get(int(frame), black) for frame in frame_K]))
+        # The next clip begins no earlier than this one; before the start several begin with the first frame.
+        held = {frame: crop for frame, crop in held.items() if frame >= frame_K[0]}
+        if len(clips) == size:
+            yield np.stack(clips)
+            clips = []
+    for _ in crops:
+        pass  # frames behind the last clip belong to no clip, but whether they show a face is recorded
+    if clips:
+        yield np.stack(clips)
 
 
 def _encode(encoder: Encoder, clips: npt.NDArray[Any], tools: _Tools) -> npt.NDArray[np.float32]:

@@ -128,7 +128,10 @@ class Annotation:
         """
         num_rows, num_frames = len(self.values_FE), len(frame_time_s)
         if self.time_s is not None:
-            return _interpolate(frame_time_s, self.time_s, self.values_FE).astype(np.float32)
+            columns = [
+                np.interp(frame_time_s, self.time_s, column, left=np.nan, right=np.nan) for column in self.values_FE.T
+            ]
+            return np.stack(columns, axis=1).astype(np.float32)
         difference = abs(num_rows - num_frames) if self.is_dense else max(0, num_rows - num_frames)
         if difference > max(MAX_ROW_DIFFERENCE, MAX_ROW_DIFFERENCE_SHARE * num_frames):
             raise RecordingError("annotation_mismatch", f"{num_rows} annotation rows for {num_frames} video frames")
@@ -136,15 +139,6 @@ class Annotation:
         shared = min(num_rows, num_frames)
         frame_target_FE[:shared] = self.values_FE[:shared]
         return frame_target_FE
-
-
-def _interpolate(
-    at_s: npt.NDArray[np.float64], time_s: npt.NDArray[np.float64], values_FE: npt.NDArray[np.float64]
-) -> npt.NDArray[np.float64]:
-    """Interpolate linearly; NaN outside the rows. At a row's own time its unrated neighbours do not matter."""
-    row = np.clip(np.searchsorted(time_s, at_s), 0, len(time_s) - 1)
-    columns = [np.interp(at_s, time_s, column, left=np.nan, right=np.nan) for column in values_FE.T]
-    return np.where((time_s[row] == at_s)[:, None], values_FE[row], np.stack(columns, axis=1))
 
 
 @dataclass

@@ -1,5 +1,6 @@
 """What several test files share."""
 
+import os
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -7,6 +8,8 @@ from pathlib import Path
 import av
 import numpy as np
 import numpy.typing as npt
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before any test imports torch; see avfuse/__init__.py
 
 FRAME_PX = 64
 DARK, BRIGHT = 30, 225
@@ -24,13 +27,16 @@ def beep(
     """Return silence (S,) with a tone of 50 ms that begins at `at_s`."""
     time_s = np.arange(round(duration_s * rate_hz)) / rate_hz
     sounding = (time_s >= at_s) & (time_s < at_s + 0.05)
-    return np.asarray(np.where(sounding, 0.5 * np.sin(2 * np.pi * frequency_hz * time_s), 0), np.float32)
+    return np.asarray(np.where(sounding, 0.5 * np.sin(2 * np.pi * 1000 * time_s), 0), np.float32)
+
+
+_no_flash = flash(-1)
 
 
 def write_video(
     path: Path,
     frame_time_s: Sequence[float] | npt.NDArray[np.float64],
-    image: Callable[[int], npt.NDArray[np.uint8]] = flash(-1),
+    image: Callable[[int], npt.NDArray[np.uint8]] = _no_flash,
     sound_CS: npt.NDArray[np.float32] | None = None,
     *,
     rate_hz: int = 44_100,

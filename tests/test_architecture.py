@@ -1,0 +1,209 @@
+"""The layout of the house: who may import whom, and how large a page may grow.
+
+Layers, from the ground up; a module may import what lies below it, never what lies beside or above it:
+
+- 0 nouns, knobs, plugs, within which the order is schema and atomic and paper, then registry, then options
+- 1 parts and sockets: each part for itself, a plug in its socket's folder; the exceptions are `BESIDE`
+- 2 assemblies, 3 stages, 4 the door
+"""
+
+import ast
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+import avfuse
+
+ROOT = Path(avfuse.__file__).parent
+SOCKETS = ("corpora", "encoders", "formats", "fusion", "metrics")
+LAYERS = {
+    "__init__": (0, 0),  # imports lazily, by name
+    "schema": (0, 0),
+    "atomic": (0, 0),
+    "paper": (0, 0),
+    "registry": (0, 1),
+    "options": (0, 2),
+    **dict.fromkeys(("media", "faces", "cache", "runs", "device", "checkpoint", *SOCKETS), (1, 0)),
+    **dict.fromkeys(("dataset", "losses"), (2, 0)),
+    **dict.fromkeys(("extract", "train", "report", "demo"), (3, 0)),
+    "cli": (4, 0),
+    "__main__": (4, 1),
+}
+# Imports between equals that the house allows: a stored head is a file of a run, and keeps the contract of heads.
+BESIDE = {("checkpoint", "runs"), ("checkpoint", "fusion")}
+# What a stage never reaches, directly or through others.
+WALLS = {
+    "train": {"media", "faces", "encoders", "corpora", "extract", "report", "demo"},
+    "extract": {"fusion", "losses", "metrics", "dataset", "checkpoint", "runs"},
+    "report": {"media", "faces", "encoders", "corpora", "fusion", "checkpoint", "cache", "device"},
+}
+UNTESTED = {"__init__", "__main__", "cli"}  # their tests are test_architecture.py and test_end_to_end.py
+MAX_MODULE_LINES, MAX_FUNCTION_LINES = 400, 60
+PAGES = sorted(ROOT.rglob("*.py"))
+
+
+def name_of(path: Path) -> str:
+    """Return the dotted name of a module inside avfuse; a package by its folder, avfuse itself by ``__init__``."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" and len(parts) > 1 else parts)
+
+
+@cache
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+MODULES = {name_of(path): path for path in PAGES}
+every_module = pytest.mark.parametrize("name", list(MODULES))
+
+
+def imported(name: str, node: ast.AST) -> set[str]:
+    """Return the modules inside avfuse that one import statement names."""
+    if isinstance(node, ast.Import):
+        dotted = {alias.name for alias in node.names}
+    elif isinstance(node, ast.ImportFrom):
+        assert node.level == 0, f"{name} line {node.lineno}: imports are absolute"
+        dotted = {f"{node.module}.{alias.name}" for alias in node.names} | {str(node.module)}
+    else:
+        return set()
+    inside = {item.removeprefix("avfuse.") for item in dotted if item.startswith("avfuse.")} & set(MODULES)
+    if "avfuse" in dotted and not inside:  # avfuse itself, for its version
+        return {"__init__"}
+    return inside
+
+
+def imports_of(name: str) -> set[str]:
+    nodes = ast.walk(tree_of(MODULES[name]))
+    return {target for node in nodes for target in imported(name, node)} - {name}
+
+
+def bone_of(name: str) -> str:
+    return name.partition(".")[0]
+
+
+def is_allowed(importer: str, target: str) -> bool:
+    if bone_of(importer) == bone_of(target):
+        return bone_of(importer) in SOCKETS
+    return (importer, target) in BESIDE or LAYERS[bone_of(importer)] > LAYERS[bone_of(target)]
+
+
+@every_module
+def test_every_module_has_its_layer(name: str) -> None:
+    assert bone_of(name) in LAYERS, "give the new bone its layer, here and in the house's plan"
+    assert "." not in name or bone_of(name) in SOCKETS, "only a socket is a folder"
+
+
+@every_module
+def test_imports_point_downwards(name: str) -> None:
+    sideways = sorted(target for target in imports_of(name) if not is_allowed(name, target))
+    if name == "__init__":  # avfuse names for type checkers what it imports on first use
+        sideways = []
+    assert not sideways, f"{name} imports {', '.join(sideways)}, which is beside or above it"
+
+
+def test_every_exception_is_needed() -> None:
+    assert all(target in imports_of(importer) for importer, target in BESIDE)
+    assert set(LAYERS) == {bone_of(name) for name in MODULES}
+
+
+def test_no_cycle() -> None:
+    done: set[str] = set()
+
+    def visit(name: str, way: tuple[str, ...]) -> None:
+        assert name not in way, f"a cycle: {' > '.join((*way, name))}"
+        if name not in done:
+            for target in imports_of(name) - {"__init__"}:
+                visit(target, (*way, name))
+            done.add(name)
+
+    for name in MODULES:
+        visit(name, ())
+
+
+@pytest.mark.parametrize("stage", list(WALLS))
+def test_side_walls(stage: str) -> None:
+    reached, ahead = set(), {stage}
+    while ahead:
+        name = ahead.pop()
+        reached.add(name)
+        ahead |= imports_of(name) - reached - {"__init__"}
+    behind = {bone_of(name) for name in reached} & WALLS[stage]
+    assert not behind, f"{stage} reaches {', '.join(sorted(behind))}"
+
+
+@every_module
+def test_stages_reach_plugs_through_the_registry(name: str) -> None:
+    if LAYERS[bone_of(name)][0] >= 3:
+        plugs = {target for target in imports_of(name) if "." in target}
+        assert not plugs, f"{name} imports {', '.join(sorted(plugs))} instead of asking registry.load"
+
+
+@every_module
+def test_imports_stand_at_the_top(name: str) -> None:
+    functions = [node for node in ast.walk(tree_of(MODULES[name])) if isinstance(node, ast.FunctionDef)]
+    hidden = [
+        f"{name} line {node.lineno}"
+        for function in functions
+        for node in ast.walk(function)
+        if isinstance(node, ast.Import | ast.ImportFrom)
+    ]
+    assert not hidden or name == "cli"
+
+
+@every_module
+def test_only_the_door_talks(name: str) -> None:
+    called = [node.func for node in ast.walk(tree_of(MODULES[name])) if isinstance(node, ast.Call)]
+    names = {func.id for func in called if isinstance(func, ast.Name)}
+    names |= {
+        f"{f.value.id}.{f.attr}" for f in called if isinstance(f, ast.Attribute) and isinstance(f.value, ast.Name)
+    }
+    said = names & {"print", "exit", "sys.exit", "os._exit", "logging.basicConfig", "click.echo"}
+    assert not said or name == "cli", f"{name} calls {', '.join(sorted(said))}"
+    used = {
+        alias.name for node in ast.walk(tree_of(MODULES[name])) if isinstance(node, ast.Import) for alias in node.names
+    }
+    assert "click" not in used or name == "cli"
+
+
+@every_module
+def test_pages_stay_short(name: str) -> None:
+    num_lines = len(MODULES[name].read_text(encoding="utf-8").splitlines())
+    assert num_lines <= MAX_MODULE_LINES, f"{name} has {num_lines} lines: what in it is a page of its own?"
+
+
+@every_module
+def test_functions_stay_short(name: str) -> None:
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef)
+    functions = [node for node in ast.walk(tree_of(MODULES[name])) if isinstance(node, kinds)]
+    long = [
+        f"{f.name} ({f.end_lineno - f.lineno + 1})" for f in functions if f.end_lineno - f.lineno >= MAX_FUNCTION_LINES
+    ]
+    assert not long, f"{name}: {', '.join(long)} lines"
+
+
+def test_every_bone_and_socket_has_its_tests() -> None:
+    bones = {bone_of(name) for name in MODULES} - UNTESTED
+    here = {path.stem.removeprefix("test_") for path in Path(__file__).parent.glob("test_*.py")}
+    missing = sorted(bones - here)
+    assert not missing, f"no tests/test_{', test_'.join(missing)}.py"
+
+
+@pytest.mark.parametrize(
+    ("program", "absent"),
+    [
+        ("import avfuse", ("torch", "zarr", "av", "click")),
+        ("import avfuse; avfuse.UsageError, avfuse.ExtractOptions, avfuse.Annotation", ("torch", "zarr", "av")),
+        ("import avfuse.report", ("torch", "zarr", "av")),
+        ("import avfuse.runs", ("torch",)),
+        ("import avfuse.train", ("av", "facenet_pytorch", "torchvision", "torchaudio")),
+        ("from avfuse.cli import cli; cli(['--help'], standalone_mode=False)", ("torch", "zarr", "av")),
+        ("from avfuse.cli import cli; cli(['extract', '--help'], standalone_mode=False)", ("torch", "zarr", "av")),
+    ],
+)
+def test_heavy_libraries_wait_until_they_are_needed(program: str, absent: tuple[str, ...]) -> None:
+    ask = f"{program}\nimport sys\nsys.exit(', '.join(name for name in {absent!r} if name in sys.modules) or 0)"
+    done = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, f"{program}: {done.stderr.strip()} came along"

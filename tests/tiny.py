@@ -1,0 +1,51 @@
+"""Encoders that tell what they were given, in place of networks: extraction is then fast and its features readable."""
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from avfuse.encoders import Encoder
+
+ENCODERS = {"tiny_video": "tiny:BrightnessEncoder", "tiny_audio": "tiny:LoudnessEncoder"}
+
+
+class BrightnessEncoder(Encoder):
+    """Mean brightness of each of the eight frames, 0 to 1, as a map of eight channels on 2 x 2 cells."""
+
+    modality: ClassVar[str] = "video"
+
+    def __init__(self, weights: str, allow_download: bool = False, *, scale: float = 1.0) -> None:
+        super().__init__()
+        self.feature_shape: tuple[int, ...] = (8, 2, 2)
+        self.fingerprint: dict[str, Any] = {"encoder": "brightness", "scale": scale}
+        self.provenance: dict[str, Any] = {"weights": weights}
+        self.scale = scale
+
+    def place(self, device: torch.device, precision: str) -> None:
+        """Nothing to move."""
+
+    def forward(self, clips: Tensor) -> Tensor:
+        """Return (B, 8, 2, 2)."""
+        assert clips.dtype == torch.uint8
+        brightness_BK = clips.float().mean(dim=(2, 3, 4)) / 255 * self.scale
+        return brightness_BK[:, :, None, None].expand(-1, -1, 2, 2)
+
+
+class LoudnessEncoder(Encoder):
+    """Loudness of the window in ten equal parts."""
+
+    modality: ClassVar[str] = "audio"
+
+    def __init__(self, weights: str, allow_download: bool = False) -> None:
+        super().__init__()
+        self.feature_shape: tuple[int, ...] = (10,)
+        self.fingerprint: dict[str, Any] = {"encoder": "loudness"}
+        self.provenance: dict[str, Any] = {"weights": weights}
+
+    def place(self, device: torch.device, precision: str) -> None:
+        """Nothing to move."""
+
+    def forward(self, clips: Tensor) -> Tensor:
+        """Return (B, 10)."""
+        return torch.stack([part.square().mean(dim=1).sqrt() for part in clips.tensor_split(10, dim=1)], dim=1)
