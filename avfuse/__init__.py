@@ -19,7 +19,7 @@ __version__ = "0.1.0"
 
 _PUBLIC = {
     "Annotation": "avfuse.schema",
-    "CacheSpec": "avfuse.cache",
+    "CacheSpec": "avfuse.spec",
     "DemoOptions": "avfuse.options",
     "ExtractOptions": "avfuse.options",
     "FeatureCache": "avfuse.cache",
@@ -47,11 +47,12 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from avfuse.cache import CacheSpec, FeatureCache
+    from avfuse.cache import FeatureCache
     from avfuse.checkpoint import load_head
     from avfuse.metrics.ccc import ccc
     from avfuse.options import DemoOptions, ExtractOptions, ReportOptions, TrainOptions
     from avfuse.schema import Annotation, Recording, UsageError
+    from avfuse.spec import CacheSpec
 
 
 def __getattr__(name: str) -> Any:

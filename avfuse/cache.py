@@ -26,13 +26,10 @@ another store, so a stale feature can never be read.
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import logging
 import os
 import shutil
-import unicodedata
-import urllib.parse
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -45,91 +42,13 @@ import zarr
 from zarr.codecs import BytesCodec, Crc32cCodec
 
 from avfuse.atomic import describe_files, digest_json, flush, flush_tree, new_aside_name, sweep
-from avfuse.schema import Failure, Recording, RecordingError, UsageError
+from avfuse.schema import Failure, RecordingError, UsageError
+from avfuse.spec import FORMAT_VERSION, CacheSpec, Source, folder_name
 
 log = logging.getLogger(__name__)
 
-FORMAT_VERSION = 1
 MAX_CHUNK_CLIPS = 256
-_FINGERPRINT_LENGTH = 12
-_MAX_NAME_BYTES = 180
-
-
-@dataclass(frozen=True)
-class CacheSpec:
-    """Everything that a stored feature depends on, besides the recording itself.
-
-    The fingerprint is a digest of all fields; two stores with equal fingerprints may be read as one.
-    """
-
-    dataset: str
-    corpus: str
-    targets: tuple[str, ...]
-    decoder: dict[str, str]
-    detector: dict[str, Any]
-    clip: dict[str, Any]
-    video: dict[str, Any]
-    audio: dict[str, Any]
-    precision: str
-    libraries: dict[str, str]
-    video_shape: tuple[int, ...] = (512, 7, 7)
-    audio_shape: tuple[int, ...] = (512,)
-    format_version: int = FORMAT_VERSION
-
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> CacheSpec:
-        """Restore a spec from what JSON made of its fields."""
-        lists = ("targets", "video_shape", "audio_shape")
-        fields: dict[str, Any] = {key: tuple(value) if key in lists else value for key, value in values.items()}
-        return cls(**fields)
-
-    @property
-    def fingerprint(self) -> str:
-        """The first 12 hexadecimal digits of the sha256 of all fields."""
-        return digest_json(asdict(self))[:_FINGERPRINT_LENGTH]
-
-    @property
-    def store_name(self) -> str:
-        """Name of the folder that holds the store."""
-        return f"{_slug(self.dataset)}-{self.fingerprint}.zarr"
-
-
-@dataclass(frozen=True)
-class Source:
-    """What a cached recording was made from; a changed source makes it again.
-
-    `annotation_sha256` is None for a recording without annotation.
-    """
-
-    partition: str
-    subject: str
-    file: str
-    num_bytes: int
-    annotation_sha256: str | None
-
-    @classmethod
-    def of(cls, recording: Recording, root: Path) -> Source:
-        """Describe the files of a recording.
-
-        Raises
-        ------
-        RecordingError
-            With reason ``missing_file`` or ``annotation_invalid``, when one of them cannot be read.
-        """
-        try:
-            num_bytes = recording.path.stat().st_size
-        except OSError as error:
-            raise RecordingError("missing_file", f"{recording.path} cannot be read ({error.strerror})") from error
-        digest = None
-        if recording.annotation_path is not None:
-            try:
-                digest = hashlib.sha256(recording.annotation_path.read_bytes()).hexdigest()
-            except OSError as error:
-                reason = f"{recording.annotation_path} cannot be read ({error.strerror})"
-                raise RecordingError("annotation_invalid", reason) from error
-        inside = recording.path.is_relative_to(root)
-        file = recording.path.relative_to(root).as_posix() if inside else recording.path.name
-        return cls(recording.partition, recording.subject, file, num_bytes, digest)
+_ALREADY_THERE = (errno.ENOTEMPTY, errno.EEXIST)
 
 
 class FeatureCache:
@@ -252,13 +171,13 @@ class FeatureCache:
         """Keep the reason why a recording could not be used."""
         aside = self._new_aside()
         zarr.create_group(aside, attributes=asdict(failure))
-        target = self.path / "failures" / _key(failure.recording)
+        target = self.path / "failures" / folder_name(failure.recording)
         shutil.rmtree(target, ignore_errors=True)
         aside.rename(target)
 
     def clear_failure(self, name: str) -> None:
         """Forget an earlier failure."""
-        shutil.rmtree(self.path / "failures" / _key(name), ignore_errors=True)
+        shutil.rmtree(self.path / "failures" / folder_name(name), ignore_errors=True)
 
     def failures(self) -> list[Failure]:
         """Return the recorded failures, sorted by name."""
@@ -274,7 +193,7 @@ class FeatureCache:
         return self._aside / new_aside_name()
 
     def _group(self, name: str) -> Path:
-        return self.path / "recordings" / _key(name)
+        return self.path / "recordings" / folder_name(name)
 
     def _make_root(self, provenance: Mapping[str, Any]) -> None:
         aside = self._new_aside()
@@ -285,9 +204,9 @@ class FeatureCache:
         flush_tree(aside)
         try:
             aside.rename(self.path)
-        except OSError as error:
+        except OSError as error:  # another process was faster
             shutil.rmtree(aside)
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            if error.errno not in _ALREADY_THERE:
                 raise
 
 
@@ -319,10 +238,11 @@ class CachedRecording:
     @cached_property
     def is_whole(self) -> bool:
         """Whether the recording is here with every file at its full length and its own attributes unaltered."""
-        attributes = self._attributes
-        if not attributes or attributes.get("digest") != digest_json(_without_digest(attributes)):
+        attributes = dict(self._attributes)
+        if not attributes or attributes.pop("digest", None) != digest_json(attributes):
             return False
-        return all(_length(self._path / file) == entry["bytes"] for file, entry in attributes["files"].items())
+        files = {self._path / file: entry["bytes"] for file, entry in attributes["files"].items()}
+        return all(file.is_file() and file.stat().st_size == num_bytes for file, num_bytes in files.items())
 
     @cached_property
     def num_clips(self) -> int:
@@ -438,7 +358,7 @@ class RecordingWriter:
         try:
             self._aside.rename(self.cache._group(self.name))
         except OSError as error:
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            if error.errno not in _ALREADY_THERE:
                 raise
             log.info("%s was committed by another process meanwhile", self.name)
         flush(self.cache.path / "recordings")
@@ -460,23 +380,6 @@ class RecordingWriter:
             compressors=[Crc32cCodec()],
             fill_value=None,
         )
-
-
-def _key(name: str) -> str:
-    """Return the folder name of a recording: portable, flat and reversible but for very long names."""
-    key = urllib.parse.quote(unicodedata.normalize("NFC", name), safe=" ()[]+,=@").replace("~", "%7E")
-    key = f"%2E{key[1:]}" if key.startswith(".") else key
-    if len(key) <= _MAX_NAME_BYTES:
-        return key
-    return f"{key[: _MAX_NAME_BYTES - 17]}~{hashlib.sha256(name.encode()).hexdigest()[:16]}"
-
-
-def _slug(name: str) -> str:
-    return "".join(c if c.isalnum() or c in "._" else "-" for c in name).strip("-.") or "corpus"
-
-
-def _without_digest(attributes: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in attributes.items() if key != "digest"}
 
 
 def _read_attributes(group: Path) -> dict[str, Any] | None:

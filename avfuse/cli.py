@@ -26,7 +26,7 @@ import click
 
 from avfuse import __version__, registry
 from avfuse.options import DemoOptions, ExtractOptions, ReportOptions, TrainOptions
-from avfuse.schema import FAILURE_REASONS, ReportTable, UsageError
+from avfuse.schema import ReportTable, UsageError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -53,8 +53,9 @@ def _parameter(field: dataclasses.Field[Any], hint: Any) -> Callable[[Callable[.
     multiple = typing.get_origin(hint) is tuple
     kind = _click_type(field, hint)
     if field.metadata["argument"]:
-        name = field.metadata["argument"].removesuffix("...")
-        return click.argument(field.name, metavar=name, type=kind, nargs=-1 if multiple else 1, required=True)
+        return click.argument(
+            field.name, metavar=field.metadata["argument"], type=kind, nargs=-1 if multiple else 1, required=True
+        )
     flag = field.metadata["flag"] or f"--{field.name.replace('_', '-')}"
     if kind is bool:
         return click.option(flag, field.name, is_flag=True, help=field.metadata["help"])
@@ -323,11 +324,8 @@ def _print_extract(summary: Any) -> None:
         ("store", summary.store),
     ]
     _print_table(ReportTable("", ("extract", ""), tuple(rows), ()))
-    if summary.failures:
-        failures = tuple((item.recording, item.reason, item.message) for item in summary.failures)
-        meanings = {item.reason: FAILURE_REASONS[item.reason] for item in summary.failures}
-        notes = tuple(f"{reason}: {meaning}" for reason, meaning in meanings.items())
-        _print_table(ReportTable("", ("failed recording", "reason", "what was found"), failures, (), notes))
+    for failure in summary.failures:
+        click.echo(f"failed: {failure.recording}: {failure.reason}: {failure.message}")
 
 
 def _print_table(table: ReportTable) -> None:

@@ -18,13 +18,14 @@ import numpy.typing as npt
 import torch
 
 from avfuse import media, registry
-from avfuse.cache import CacheSpec, FeatureCache, Source
+from avfuse.cache import FeatureCache
 from avfuse.corpora import Corpus
 from avfuse.device import choose_device, choose_precision
 from avfuse.encoders import Encoder
 from avfuse.faces import CROP_PX, TEMPLATE_PX, FaceDetector, FaceTrack
 from avfuse.options import ExtractOptions, cache_home, parse_assignments
 from avfuse.schema import Failure, Recording, RecordingError, UsageError
+from avfuse.spec import CacheSpec, Source
 
 log = logging.getLogger(__name__)
 
@@ -260,7 +261,9 @@ def _clip_batches(
         while last_read < frame_K[-1]:
             last_read, crop = next(crops, (timeline.num_frames, black))
             held[last_read] = crop
-        clips.append(np.stack([held.get(int(frame), black) for frame in frame_K]))
+        lost = [frame for frame in frame_K.tolist() if frame not in held]
+        track.found_F[lost], track.probability_F[lost] = False, 0.0  # it could not be decoded: nobody saw its face
+        clips.append(np.stack([held.get(frame, black) for frame in frame_K.tolist()]))
         # The next clip begins no earlier than this one; before the start several begin with the first frame.
         held = {frame: crop for frame, crop in held.items() if frame >= frame_K[0]}
         if len(clips) == size:

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
-from avfuse.cache import CacheSpec, FeatureCache, Source
+from avfuse.cache import FeatureCache
+from avfuse.spec import CacheSpec, Source
 
 CHANNELS, MAP, AUDIO = 32, 2, 32
 HOP, FPS = 8, 25.0

@@ -1,0 +1,223 @@
+import dataclasses
+import json
+import logging
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+from conftest import write_video
+from test_extract import FACE, FPS, face_video, write_trace
+from toy import toy_cache
+
+from avfuse import registry
+from avfuse.cache import FeatureCache
+from avfuse.cli import cli, main
+from avfuse.options import DemoOptions, ExtractOptions, ReportOptions, TrainOptions
+
+Run = Callable[..., tuple[int, str, str]]
+TINY = (
+    "--video-encoder",
+    "tiny_video",
+    "--audio-encoder",
+    "tiny_audio",
+    "--video-weights",
+    "x",
+    "--audio-weights",
+    "x",
+)
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Run]:
+    """Call the command line as a shell would: (exit code, standard output, standard error)."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    root = logging.getLogger()
+    level, before = root.level, list(root.handlers)
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["avfuse", *map(str, arguments)])
+        with pytest.raises(SystemExit) as leaving:
+            main()
+        shown = capsys.readouterr()
+        return int(leaving.value.code or 0), shown.out, shown.err
+
+    yield call
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+    root.setLevel(level)
+    root.handlers[:] = before
+
+
+@pytest.fixture
+def _tiny_encoders(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, row in tiny.ENCODERS.items():
+        monkeypatch.setitem(registry.ENCODERS, name, row)
+    parameters = {parameter.name: parameter for parameter in cli.commands["extract"].params}
+    for name in ("video_encoder", "audio_encoder"):
+        monkeypatch.setattr(parameters[name].type, "choices", tuple(registry.ENCODERS))
+
+
+def aff_wild2(root: Path) -> Path:
+    """Lay out a corpus with one recording to train on and one to validate on."""
+    for name, folder in (("one", "Train_Set"), ("two", "Validation_Set")):
+        face_video(root / "videos" / f"{name}.mp4", np.arange(40) / FPS)
+        annotation = root / "annotations" / "VA_Estimation_Challenge" / folder / name
+        annotation.parent.mkdir(parents=True)
+        write_trace(annotation, 40)
+        annotation.with_suffix(".csv").rename(annotation.with_suffix(".txt"))
+    return root
+
+
+def test_help_names_every_command_and_option(run: Run) -> None:
+    code, out, _ = run("--help")
+    assert code == 0
+    commands = {"demo": DemoOptions, "extract": ExtractOptions, "fuse-train": TrainOptions, "report": ReportOptions}
+    assert set(cli.commands) == set(commands)
+    for command, options in commands.items():
+        assert command in out
+        code, text, _ = run(command, "--help")
+        assert code == 0
+        for field in dataclasses.fields(options):
+            shown = field.metadata["argument"] or f"--{field.name.replace('_', '-')}"
+            assert shown in text
+    assert run("--version")[1].startswith("avfuse, version ")
+
+
+@pytest.mark.usefixtures("_tiny_encoders")
+def test_from_videos_to_a_table(run: Run, tmp_path: Path) -> None:
+    root, cache = aff_wild2(tmp_path / "root"), tmp_path / "cache"
+    code, out, err = run("extract", root, "--cache", cache, *TINY)
+    assert code == 0
+    assert "extracted now" in out
+    assert "2/2 recordings" in err
+    code, out, _ = run("-q", "extract", root, "--cache", cache, *TINY, "--json")
+    summary = json.loads(out)
+    assert (code, summary["num_present"], summary["num_extracted"], summary["face_share"]) == (0, 2, 0, None)
+    train = ("fuse-train", "--cache", cache, "--head", "concat", "--epochs", 2, "--seed", 0, "--seed", 1)
+    code, out, err = run(*train)
+    assert code == 0
+    assert "seed 1 epoch 2/2" in err
+    assert "CCC valence" in err
+    code, out, _ = run(*train, "--json")
+    trained = json.loads(out)["runs"]
+    assert [item["seed"] for item in trained] == [0, 1]
+    assert all(item["was_complete"] for item in trained)
+    code, out, _ = run("report", cache / "runs", "--format", "json")
+    rows = json.loads(out)["rows"]
+    assert [(row["head"], row["target"], row["seeds"]) for row in rows] == [
+        ("concat", t, 2) for t in ("valence", "arousal")
+    ]
+    assert rows[0]["ccc_mean"] == pytest.approx(np.mean([item["ccc"]["valence"] for item in trained]))
+    code, out, _ = run("report", cache / "runs", "--out", tmp_path / "table.md")
+    assert (code, out) == (0, "")
+    assert (tmp_path / "table.md").read_text().startswith("#")
+
+
+@pytest.mark.usefixtures("_tiny_encoders")
+def test_recordings_that_fail_are_shown_and_give_3(run: Run, tmp_path: Path) -> None:
+    root = aff_wild2(tmp_path / "root")
+    train_set = root / "annotations" / "VA_Estimation_Challenge" / "Train_Set"
+    for name, content in (("empty", b""), ("text", b"no video at all")):
+        (root / "videos" / f"{name}.mp4").write_bytes(content)
+        (train_set / f"{name}.txt").write_text("valence,arousal\n0,0\n")
+    face_video(root / "videos" / "header.mp4", np.arange(40) / FPS)
+    (train_set / "header.txt").write_text("0.1,0.2\n" * 40)
+    write_video(root / "videos" / "silent.mp4", np.arange(40) / FPS, lambda i: FACE)
+    (train_set / "silent.txt").write_text("valence,arousal\n" + "0,0\n" * 40)
+    code, out, _ = run("extract", root, "--cache", tmp_path / "cache", *TINY)
+    assert code == 3
+    for words in (
+        "empty (0 bytes)",
+        "not a video that can be opened",
+        "header.txt, line 1",
+        "no audio stream",
+        "failed",
+    ):
+        assert words in " ".join(out.split())
+    code, out, _ = run("-q", "extract", root, "--cache", tmp_path / "cache", *TINY, "--json")
+    assert code == 3
+    assert {item["recording"] for item in json.loads(out)["failures"]} == {"empty", "text", "header", "silent"}
+
+
+def messages(tmp_path: Path) -> dict[str, tuple[tuple[object, ...], str]]:
+    """Return what a newcomer gets wrong, and words of the one line that says so."""
+    (tmp_path / "nothing").mkdir()
+    bare = tmp_path / "bare" / "annotations" / "VA_Estimation_Challenge"
+    for folder in ("Train_Set", "Validation_Set"):
+        (bare / folder).mkdir(parents=True)
+    (tmp_path / "file").touch()
+    aff_wild2(tmp_path / "root")
+    toy_cache(tmp_path / "toy")
+    extract = ("--cache", tmp_path / "cache", *TINY)
+    return {
+        "no such folder": (("extract", tmp_path / "nowhere", *extract), "nowhere"),
+        "wrong folder": (("extract", tmp_path / "nothing", *extract), "annotations"),
+        "no annotations": (("extract", tmp_path / "bare", *extract), "no annotations"),
+        "no videos": (("extract", tmp_path / "nothing", "--corpus", "folder", *extract), "no video"),
+        "unknown corpus": (("extract", tmp_path / "root", "--corpus", "sewa", *extract), "'aff_wild2', 'folder'"),
+        "cache that is a file": (
+            ("extract", tmp_path / "root", *TINY, "--cache", tmp_path / "file"),
+            "cannot be written to",
+        ),
+        "no features": (("fuse-train", "--cache", tmp_path / "nothing"), "make them with: avfuse extract"),
+        "unknown head": (("fuse-train", "--cache", tmp_path / "toy", "--head", "sum"), "'recursive_joint_attention'"),
+        "wrong option": (
+            ("fuse-train", "--cache", tmp_path / "toy", "--head-option", "t=3"),
+            "unexpected keyword argument 't'",
+        ),
+        "no runs": (("report", tmp_path / "nothing"), "train one with: avfuse fuse-train"),
+        "no argument": (("report",), "Missing argument"),
+        "bad number": (("extract", tmp_path / "root", "--hop", "0"), "x>=1"),
+        "weights that are not here": (("extract", tmp_path / "root", "--cache", tmp_path / "c"), "r3d_18-b3b3357e.pth"),
+    }
+
+
+@pytest.mark.usefixtures("_tiny_encoders")
+def test_what_a_newcomer_gets_wrong_is_said_in_one_line(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    for what, (arguments, words) in messages(tmp_path).items():
+        code, out, err = run(*arguments)
+        assert code == 2, what
+        assert out == "", what
+        line = err.rstrip("\n").split("\n")[-1]
+        assert line.startswith("Error: "), (what, err)
+        assert words in line, (what, err)
+        assert "Traceback" not in err, what
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_run_and_keeps_what_is_finished(tmp_path: Path, number: signal.Signals) -> None:
+    root = tmp_path / "root"
+    face_video(root / "a.mp4", np.arange(8) / FPS)
+    face_video(root / "b.mp4", np.arange(600) / FPS)
+    command = [sys.executable, "-m", "avfuse", "extract", root, "--corpus", "folder", "--cache", tmp_path / "cache"]
+    weights = ["--video-weights", "random:0", "--audio-weights", "random:0"]
+    with subprocess.Popen([*command, *weights], stderr=subprocess.PIPE, text=True) as process:
+        deadline_s = time.monotonic() + 120
+        while not list((tmp_path / "cache").glob("features/*.zarr/recordings/a/zarr.json")):
+            assert time.monotonic() < deadline_s
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.send_signal(number)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    assert "stopped; what was finished is kept" in err
+    assert "Traceback" not in err
+    store = FeatureCache.find(tmp_path / "cache")
+    assert [item.name for item in store.recordings() if item.is_whole] == ["a"]
+    assert list(store.path.with_suffix(".tmp").iterdir()) == []
+
+
+def test_a_reader_that_leaves_is_no_error(tmp_path: Path) -> None:
+    command = f"{sys.executable} -m avfuse extract --help | head -n 1"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("Usage")
+    assert done.stderr == ""
