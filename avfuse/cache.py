@@ -214,11 +214,11 @@ class CachedRecording:
     """The features of one recording, mapped into memory rather than read."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
+        self.path = path
 
     @cached_property
     def _attributes(self) -> dict[str, Any]:
-        return _read_attributes(self._path) or {}
+        return _read_attributes(self.path) or {}
 
     @property
     def name(self) -> str:
@@ -241,8 +241,13 @@ class CachedRecording:
         attributes = dict(self._attributes)
         if not attributes or attributes.pop("digest", None) != digest_json(attributes):
             return False
-        files = {self._path / file: entry["bytes"] for file, entry in attributes["files"].items()}
+        files = {self.path / file: entry["bytes"] for file, entry in attributes["files"].items()}
         return all(file.is_file() and file.stat().st_size == num_bytes for file, num_bytes in files.items())
+
+    @property
+    def files(self) -> dict[str, Any]:
+        """Length and sha256 of every file but the attributes' own, by its path in the group."""
+        return dict(self._attributes["files"])
 
     @cached_property
     def num_clips(self) -> int:
@@ -252,11 +257,11 @@ class CachedRecording:
     @cached_property
     def video(self) -> ClipMaps:
         """Feature maps, (N, C, H, W) float16, mapped."""
-        return ClipMaps(self._path / "video")
+        return ClipMaps(self.path / "video")
 
     def array(self, name: str) -> npt.NDArray[Any]:
         """Return one of the small arrays (all but ``video``), read and checked against its checksum."""
-        array = zarr.open_array(self._path / name, mode="r")
+        array = zarr.open_array(self.path / name, mode="r")
         return np.asarray(array[...])
 
 

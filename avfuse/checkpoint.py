@@ -25,13 +25,9 @@ def build_head(name: str, arguments: dict[str, Any]) -> FusionHead:
     Raises
     ------
     UsageError
-        If there is no head of that name, or it does not take these arguments.
+        If there is no head of that name, or it refuses a value.
     """
-    plug = registry.load("head", name)
-    try:
-        head: FusionHead = plug(**arguments)
-    except TypeError as error:
-        raise UsageError(f"head '{name}': {error}") from error
+    head: FusionHead = registry.load("head", name)(**arguments)
     return head
 
 
@@ -57,13 +53,12 @@ def load_head(run: Path | str) -> FusionHead:
     content = load_state(path)
     if not {"head", "arguments", "weights"} <= content.keys():
         raise UsageError(f"{path} holds no fusion head")
-    head = build_head(content["head"], content["arguments"])
     try:
+        head = build_head(content["head"], content["arguments"])
         head.load_state_dict(content["weights"])
-    except RuntimeError as error:
-        raise UsageError(
-            f"{path} does not fit the head '{content['head']}': {str(error).splitlines()[-1].strip()}"
-        ) from error
+    except (RuntimeError, TypeError) as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise UsageError(f"{path} does not fit the head '{content['head']}': {reason}") from error
     return head.eval()
 
 

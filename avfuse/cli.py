@@ -333,7 +333,9 @@ def _print_table(table: ReportTable) -> None:
     from rich.text import Text
 
     console = _console(stderr=False)
-    shown = Table(title=table.title or None, title_justify="left")
+    if table.title:
+        console.print(Text(table.title, style="bold"))
+    shown = Table()
     for position, column in enumerate(table.columns):
         shown.add_column(column, overflow="fold", justify="left" if position == 0 else "default")
     for row in table.rows:

@@ -181,10 +181,10 @@ def _encoder(modality: str, name: str, weights: str, assignments: tuple[str, ...
     plug = registry.load("encoder", name)
     if plug.modality != modality:
         raise UsageError(f"encoder '{name}' is for {plug.modality}, not for {modality}")
-    try:
-        encoder: Encoder = plug(weights, options.allow_download, **parse_assignments(assignments))
-    except TypeError as error:
-        raise UsageError(f"encoder '{name}': {error}; see --{modality}-option") from error
+    arguments = registry.check_arguments(
+        "encoder", name, parse_assignments(assignments), reserved=("weights", "allow_download")
+    )
+    encoder: Encoder = plug(weights, options.allow_download, **arguments)
     return encoder
 
 

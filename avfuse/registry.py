@@ -5,6 +5,8 @@ one file in its socket's folder and one row here.
 """
 
 import importlib
+import inspect
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from avfuse.schema import UsageError
@@ -48,3 +50,25 @@ def load(socket: str, name: str) -> Any:
         raise UsageError(f"unknown {socket} '{name}'; known: {', '.join(table)}")
     module, attribute = table[name].split(":")
     return getattr(importlib.import_module(module), attribute)
+
+
+def check_arguments(socket: str, name: str, given: Mapping[str, Any], reserved: Collection[str] = ()) -> dict[str, Any]:
+    """Return the arguments that a user gives a plug, without those that equal the plug's defaults.
+
+    So "recursions=2" and nothing at all are the same request. `reserved` names the arguments that avfuse sets itself.
+
+    Raises
+    ------
+    UsageError
+        If the plug has no such argument, or the value is of another type than its default.
+    """
+    parameters = inspect.signature(load(socket, name)).parameters
+    defaults = {key: value.default for key, value in parameters.items() if key not in reserved}
+    for key, value in given.items():
+        if key not in defaults:
+            known = ", ".join(f"{known}={default}" for known, default in defaults.items()) or "none"
+            raise UsageError(f"{socket} '{name}' has no argument '{key}'; it takes: {known}")
+        kind = type(defaults[key])
+        if type(value) is not kind and not (kind is float and type(value) is int):
+            raise UsageError(f"{socket} '{name}': {key}={value} is not a {kind.__name__} such as {defaults[key]}")
+    return {key: value for key, value in given.items() if value != defaults[key]}

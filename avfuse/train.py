@@ -140,10 +140,12 @@ def train(
     cache = FeatureCache.find(cache_home(options.cache))
     if not cache.spec.targets:
         raise UsageError(f"{cache.path} holds no targets: its recordings have no annotations to train on")
-    records = [_record(options, cache, seed) for seed in options.seed]
+    arguments = _cache_arguments(options, cache)
+    head_options = registry.check_arguments("head", options.head, parse_assignments(options.head_option), arguments)
+    arguments |= head_options
+    checkpoint.build_head(options.head, arguments)  # a wrong argument is refused before any data is read
+    records = [_record(options, head_options, cache, seed) for seed in options.seed]
     places = [_place(options, cache, record) for record in records]
-    arguments = _head_arguments(options, cache)
-    checkpoint.build_head(options.head, arguments)  # a wrong head or argument is refused before any data is read
     data: _Data | None = None
     summaries = []
     for record, place in zip(records, places, strict=True):
@@ -156,7 +158,7 @@ def train(
     return summaries
 
 
-def _record(options: TrainOptions, cache: FeatureCache, seed: int) -> runs.RunRecord:
+def _record(options: TrainOptions, head_options: dict[str, Any], cache: FeatureCache, seed: int) -> runs.RunRecord:
     recorded = {
         field.name: getattr(options, field.name)
         for field in dataclasses.fields(options)
@@ -164,7 +166,7 @@ def _record(options: TrainOptions, cache: FeatureCache, seed: int) -> runs.RunRe
     }
     return runs.RunRecord(
         head=options.head,
-        head_options=parse_assignments(options.head_option),
+        head_options=head_options,
         targets=cache.spec.targets,
         seed=seed,
         options=recorded,
@@ -191,14 +193,14 @@ def _is_complete(place: Path, record: runs.RunRecord) -> bool:
     return found.complete
 
 
-def _head_arguments(options: TrainOptions, cache: FeatureCache) -> dict[str, Any]:
+def _cache_arguments(options: TrainOptions, cache: FeatureCache) -> dict[str, Any]:
+    """Return the arguments of a head that follow from the features and the windows."""
     return {
         "targets": list(cache.spec.targets),
         "audio_size": cache.spec.audio_shape[0],
         "video_size": cache.spec.video_shape[0],
         "map_size": cache.spec.video_shape[1],
         "num_clips": options.num_clips,
-        **parse_assignments(options.head_option),
     }
 
 

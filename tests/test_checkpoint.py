@@ -57,8 +57,13 @@ def test_weights_of_another_shape_are_refused(tmp_path: Path) -> None:
         checkpoint.load_head(tmp_path)
 
 
-def test_unknown_heads_and_arguments_are_refused() -> None:
+def test_unknown_heads_are_refused() -> None:
     with pytest.raises(UsageError, match="unknown head 'sum'; known: recursive_joint_attention"):
         checkpoint.build_head("sum", SIZES)
-    with pytest.raises(UsageError, match=r"head 'concat': .*unexpected keyword argument 'depth'"):
-        checkpoint.build_head("concat", {**SIZES, "depth": 3})
+
+
+def test_a_head_file_with_foreign_arguments_is_refused(tmp_path: Path) -> None:
+    head = checkpoint.build_head("concat", SIZES)
+    checkpoint.save_head(tmp_path / HEAD_FILE, "concat", {**SIZES, "depth": 3}, head)
+    with pytest.raises(UsageError, match=r"does not fit the head 'concat': .*'depth'"):
+        checkpoint.load_head(tmp_path)

@@ -169,7 +169,7 @@ def messages(tmp_path: Path) -> dict[str, tuple[tuple[object, ...], str]]:
         "unknown head": (("fuse-train", "--cache", tmp_path / "toy", "--head", "sum"), "'recursive_joint_attention'"),
         "wrong option": (
             ("fuse-train", "--cache", tmp_path / "toy", "--head-option", "t=3"),
-            "unexpected keyword argument 't'",
+            "has no argument 't'; it takes: recursions=2",
         ),
         "no runs": (("report", tmp_path / "nothing"), "train one with: avfuse fuse-train"),
         "no argument": (("report",), "Missing argument"),

@@ -282,7 +282,7 @@ def test_a_cache_that_cannot_be_written_ends_the_run(tmp_path: Path, monkeypatch
         ),
         ({"video_weights": "nothing.pt", "video_encoder": "r3d"}, "no such file"),
         ({"video_encoder": "tiny_audio"}, "encoder 'tiny_audio' is for audio, not for video"),
-        ({"video_option": ("depth=3",)}, "unexpected keyword argument 'depth'; see --video-option"),
+        ({"video_option": ("depth=3",)}, r"encoder 'tiny_video' has no argument 'depth'; it takes: scale=1\.0"),
         ({"device": "tpu"}, "device 'tpu' is not here"),
         ({"corpus": "aff_wild2"}, "annotations"),
     ],

@@ -177,6 +177,13 @@ def test_other_options_are_another_run(tmp_path: Path) -> None:
     assert len(places) == 5
 
 
+def test_a_default_given_is_the_same_run(tmp_path: Path) -> None:
+    toy_cache(tmp_path)
+    (first,) = train(options(tmp_path, epochs=1))
+    (second,) = train(options(tmp_path, epochs=1, head_option=("joint_blstm=true", "dropout=0.5")))
+    assert second == dataclasses.replace(first, was_complete=True)
+
+
 def test_early_stop_and_schedule(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     toy_cache(tmp_path)
     # With no step the validation CCC never improves on the first epoch's.
@@ -200,7 +207,13 @@ def test_bf16_trains_too(tmp_path: Path) -> None:
     ("changes", "message"),
     [
         ({"head": "sum"}, "unknown head 'sum'; known: recursive_joint_attention, concat"),
-        ({"head_option": ("depth=3",)}, "unexpected keyword argument 'depth'"),
+        (
+            {"head_option": ("depth=3",)},
+            r"head 'concat' has no argument 'depth'; it takes: unimodal_blstm=True, joint_blstm=True, dropout=0\.5$",
+        ),
+        ({"head_option": ("num_clips=3",)}, "has no argument 'num_clips'"),
+        ({"head_option": ("dropout=much",)}, r"dropout=much is not a float such as 0\.5"),
+        ({"head_option": ("joint_blstm=1",)}, "joint_blstm=1 is not a bool such as True"),
         ({"head_option": ("depth",)}, "'depth' is not KEY=VALUE"),
         ({"head": "recursive_joint_attention", "head_option": ("recursions=0",)}, "recursions is 0"),
         ({"spacing": 12}, "--spacing 12 is not a multiple of 8"),
