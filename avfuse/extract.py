@@ -29,6 +29,8 @@ from avfuse.spec import CacheSpec, Source
 
 log = logging.getLogger(__name__)
 
+PIPELINE_VERSION = 1  # to be raised whenever the same settings give other features
+
 
 @dataclass(frozen=True)
 class ExtractProgress:
@@ -157,6 +159,7 @@ def _prepare(options: ExtractOptions) -> _Tools:
         decoder=media.library_versions(),
         detector={**detector.fingerprint, "detect_every": options.detect_every},
         clip={
+            "pipeline": PIPELINE_VERSION,
             "frames": media.CLIP_FRAMES,
             "dilation": media.CLIP_DILATION,
             "hop": options.hop,
