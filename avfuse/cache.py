@@ -81,11 +81,7 @@ class FeatureCache:
                 log.info("removed what a killed writer left: %s", leftover)
             if not path.exists():
                 cache._make_root(provenance)
-            # A store on a full or read-only place is refused now, not after an hour of work.
-            probe = cache._new_aside()
-            probe.touch()
-            probe.unlink()
-            if not os.access(path / "recordings", os.W_OK):
+            if not os.access(path / "recordings", os.W_OK):  # refused now, not after an hour of work
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         except OSError as error:
             raise UsageError(
@@ -133,21 +129,29 @@ class FeatureCache:
         return cls.open(stores[0])
 
     @property
-    def fingerprint(self) -> str:
-        """Fingerprint of the spec."""
-        return self.spec.fingerprint
-
-    @property
     def home(self) -> Path:
         """The folder that holds `features` and `runs`."""
         return self.path.resolve().parent.parent
 
     def recordings(self, partition: str | None = None) -> list[CachedRecording]:
-        """Return the whole recordings, sorted by name; of one partition if given."""
-        groups = sorted(path for path in (self.path / "recordings").iterdir() if path.is_dir())
-        found = [CachedRecording(path) for path in groups]
+        """Return the recordings, sorted by name; of one partition if given.
+
+        Raises
+        ------
+        UsageError
+            If one of them is damaged: something is missing, cut short or altered.
+        """
+        found = [CachedRecording(path) for path in (self.path / "recordings").iterdir() if path.is_dir()]
+        for item in found:
+            if not item.is_whole:
+                raise UsageError(f"{item.path} is damaged; remove that folder and run avfuse extract again")
         chosen = [item for item in found if partition in (None, item.source.partition)]
         return sorted(chosen, key=lambda item: item.name)
+
+    def names(self) -> list[str]:
+        """Return the names of the recordings, damaged ones included, sorted."""
+        found = [_read_attributes(path) for path in (self.path / "recordings").iterdir()]
+        return sorted(str(attributes["recording"]) for attributes in found if attributes)
 
     def holds(self, name: str, source: Source) -> bool:
         """Whether the recording is here, whole, and made from these very files."""
@@ -162,10 +166,6 @@ class FeatureCache:
             away.mkdir()
             group.rename(away / "removed")
             shutil.rmtree(away)
-
-    def writer(self, name: str, source: Source) -> RecordingWriter:
-        """Return a writer for one recording, to be used in a ``with`` statement."""
-        return RecordingWriter(self, name, source)
 
     def record_failure(self, failure: Failure) -> None:
         """Keep the reason why a recording could not be used."""
@@ -185,8 +185,7 @@ class FeatureCache:
         return sorted((Failure(**item) for item in found if item), key=lambda failure: failure.recording)
 
     @property
-    def _aside(self) -> Path:
-        """Where recordings are written before they are whole: beside the store, on the same file system."""
+    def _aside(self) -> Path:  # on the same file system, so that a rename puts things in place
         return self.path.with_suffix(".tmp")
 
     def _new_aside(self) -> Path:

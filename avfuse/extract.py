@@ -18,7 +18,7 @@ import numpy.typing as npt
 import torch
 
 from avfuse import media, registry
-from avfuse.cache import FeatureCache
+from avfuse.cache import FeatureCache, RecordingWriter
 from avfuse.corpora import Corpus
 from avfuse.device import choose_device, choose_precision
 from avfuse.encoders import Encoder
@@ -124,7 +124,7 @@ def extract(
         on_progress(done)
     return ExtractSummary(
         store=str(tools.cache.path),
-        fingerprint=tools.cache.fingerprint,
+        fingerprint=tools.cache.spec.fingerprint,
         num_recordings=len(recordings),
         num_extracted=len(face_shares),
         num_present=num_present,
@@ -193,7 +193,7 @@ def _encoder(modality: str, name: str, weights: str, assignments: tuple[str, ...
 
 def _warn_of_strangers(cache: FeatureCache, recordings: list[Recording]) -> None:
     known = {recording.name for recording in recordings}
-    strangers = [cached.name for cached in cache.recordings() if cached.name not in known]
+    strangers = [name for name in cache.names() if name not in known]
     if strangers:
         log.warning(
             "%s also holds %d recordings that this corpus does not have (%s, ...); training would use them too",
@@ -211,7 +211,7 @@ def _extract_recording(
     grid = media.ClipGrid.lay(timeline, tools.options.hop)
     target_FE = _frame_targets(recording, timeline, tools.corpus)
     track = FaceTrack(tools.detector, timeline.num_frames, tools.options.detect_every)
-    with media.SoundReader(recording.path) as sound, tools.cache.writer(recording.name, source) as writer:
+    with media.SoundReader(recording.path) as sound, RecordingWriter(tools.cache, recording.name, source) as writer:
         writer.begin(grid.num_clips)
         num_done = 0
         for video_BKYXC in _clip_batches(recording, timeline, grid, track, tools.options.batch_size):

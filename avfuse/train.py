@@ -170,7 +170,7 @@ def _record(options: TrainOptions, head_options: dict[str, Any], cache: FeatureC
         targets=cache.spec.targets,
         seed=seed,
         options=recorded,
-        fingerprint=cache.fingerprint,
+        fingerprint=cache.spec.fingerprint,
         dataset=cache.spec.dataset,
         versions={name: version(name) for name in ("avfuse", "torch", "numpy", "zarr")},
     )

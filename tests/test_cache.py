@@ -13,7 +13,7 @@ import pytest
 import zarr
 
 from avfuse import cache as cache_module
-from avfuse.cache import MAX_CHUNK_CLIPS, FeatureCache
+from avfuse.cache import MAX_CHUNK_CLIPS, FeatureCache, RecordingWriter
 from avfuse.schema import Failure, RecordingError, UsageError
 from avfuse.spec import CacheSpec, Source
 
@@ -63,7 +63,7 @@ def write(
     store: FeatureCache, name: str, num_clips: int, source: Source = SOURCE, batch: int = 8, seed: int = 0
 ) -> Any:
     video, audio = features(num_clips, seed)
-    with store.writer(name, source) as writer:
+    with RecordingWriter(store, name, source) as writer:
         writer.begin(num_clips)
         for start in range(0, num_clips, batch):
             writer.append(video[start : start + batch], audio[start : start + batch])
@@ -157,8 +157,11 @@ def test_holds_only_what_is_whole_and_of_the_same_source(store: FeatureCache) ->
     whole = chunk.read_bytes()
     chunk.write_bytes(whole[:-1])
     assert not store.holds("a", SOURCE)
+    with pytest.raises(UsageError, match="recordings/a is damaged; remove that folder and run avfuse extract again"):
+        store.recordings()
     chunk.unlink()
     assert not store.holds("a", SOURCE)
+    assert store.names() == ["a"]
     chunk.write_bytes(whole)
     assert store.holds("a", SOURCE)
     attributes = store.path / "recordings" / "a" / "zarr.json"
@@ -177,11 +180,14 @@ def test_a_recording_is_replaced_whole(store: FeatureCache) -> None:
 
 
 def test_nothing_is_left_of_what_was_not_committed(store: FeatureCache) -> None:
-    with pytest.raises(KeyboardInterrupt), store.writer("a", SOURCE) as writer:  # noqa: PT012
+    with pytest.raises(KeyboardInterrupt), RecordingWriter(store, "a", SOURCE) as writer:
         writer.begin(4)
         writer.append(*features(2))
         raise KeyboardInterrupt
-    with pytest.raises(ValueError, match="2 clips came, 4 were announced"), store.writer("a", SOURCE) as writer:  # noqa: PT012
+    with (
+        pytest.raises(ValueError, match="2 clips came, 4 were announced"),
+        RecordingWriter(store, "a", SOURCE) as writer,
+    ):
         writer.begin(4)
         writer.append(*features(2))
         writer.commit(others(4), fps=25.0)
@@ -192,7 +198,7 @@ def test_nothing_is_left_of_what_was_not_committed(store: FeatureCache) -> None:
 def test_a_feature_that_does_not_fit_is_refused(store: FeatureCache) -> None:
     video, audio = features(2)
     for bad_video, bad_audio in ((video + 1e6, audio), (video * np.nan, audio), (video, audio * np.inf)):
-        with pytest.raises(RecordingError, match="not finite") as caught, store.writer("a", SOURCE) as writer:  # noqa: PT012
+        with pytest.raises(RecordingError, match="not finite") as caught, RecordingWriter(store, "a", SOURCE) as writer:
             writer.begin(2)
             writer.append(bad_video, bad_audio)
         assert caught.value.reason == "feature_overflow"
@@ -242,10 +248,10 @@ def test_a_place_that_cannot_be_written_is_refused(tmp_path: Path, monkeypatch: 
 WRITER_THAT_IS_KILLED = """
 import sys, time
 sys.path.insert(0, {tests!r})
-from test_cache import FeatureCache, SOURCE, features, spec
+from test_cache import FeatureCache, RecordingWriter, SOURCE, features, spec
 from pathlib import Path
 store = FeatureCache.create(Path({home!r}), spec(), {{}})
-with store.writer("a", SOURCE) as writer:
+with RecordingWriter(store, "a", SOURCE) as writer:
     writer.begin(4)
     writer.append(*features(4))
     print("written", flush=True)

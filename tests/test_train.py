@@ -57,7 +57,11 @@ def test_a_run_says_what_it_is(tmp_path: Path) -> None:
     record = runs.read_run(run)
     assert record.complete
     assert (record.head, record.head_options, record.seed) == ("concat", {"unimodal_blstm": False}, 3)
-    assert (record.fingerprint, record.dataset, record.targets) == (store.fingerprint, "toy", ("valence", "arousal"))
+    assert (record.fingerprint, record.dataset, record.targets) == (
+        store.spec.fingerprint,
+        "toy",
+        ("valence", "arousal"),
+    )
     assert record.options["batch_size"] == 8
     assert "device" not in record.options
     assert {"avfuse", "torch", "numpy", "zarr"} <= record.versions.keys()

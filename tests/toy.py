@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from avfuse.cache import FeatureCache
+from avfuse.cache import FeatureCache, RecordingWriter
 from avfuse.spec import CacheSpec, Source
 
 CHANNELS, MAP, AUDIO = 32, 2, 32
@@ -55,7 +55,7 @@ def add_recording(
         "frame_face": rng.uniform(size=num_frames) > 0.1,
         "frame_face_probability": np.ones(num_frames, np.float32),
     }
-    with store.writer(name, Source(partition, name, f"{name}.mp4", 1, None)) as writer:
+    with RecordingWriter(store, name, Source(partition, name, f"{name}.mp4", 1, None)) as writer:
         writer.begin(num_clips)
         writer.append(video.astype(np.float32), audio.astype(np.float32))
         writer.commit(arrays, fps=FPS)

@@ -48,7 +48,7 @@ def broken(cache: Path) -> list[str]:
     found = []
     for item in FeatureCache.find(cache).recordings():
         files = {file: entry for file, entry in describe_files(item.path).items() if file != "zarr.json"}
-        if not item.is_whole or files != item.files:
+        if files != item.files:
             found.append(item.name)
     return found
 
