@@ -62,7 +62,8 @@ class _Row:
 def report(options: ReportOptions) -> ReportTable:
     """Tabulate the validation CCC of complete runs: mean and standard deviation over seeds, beside the paper's.
 
-    Rows come in the registry's order of heads, then by options.
+    Rows come in the registry's order of heads, then in the order in which the runs or folders were given, then by
+    options: runs named one by one keep their order.
 
     Raises
     ------
@@ -70,6 +71,7 @@ def report(options: ReportOptions) -> ReportTable:
         If there is no complete run, the runs stem from different features, data sets or targets, one training is
         there twice, or a run's predictions cannot be scored.
     """
+    places = {run: place for place, given in reversed(list(enumerate(options.runs))) for run in find_runs([given])}
     found = [(run, read_run(run)) for run in find_runs(options.runs)]
     complete = [(run, record) for run, record in found if record.complete]
     if not complete:
@@ -77,7 +79,7 @@ def report(options: ReportOptions) -> ReportTable:
     _check_comparable(complete)
     groups = _grouped(complete)
     scored = {key: [_score(run, record) for run, record in group] for key, group in groups.items()}
-    rows = _rows(list(scored.values()))
+    rows = _rows(sorted(scored.values(), key=lambda group: _order(group, places)))
     targets = complete[0][1].targets
     runs = [item for group in scored.values() for item in group]
     log.info("%d complete runs in %d rows", len(runs), len(rows))
@@ -153,8 +155,15 @@ def _ccc(run: Path, predictions: Sequence[Predictions], target_FE: npt.NDArray[n
     return scores
 
 
+def _order(group: Sequence[_Scored], places: Mapping[Path, int]) -> tuple[int, str, str]:
+    """Return where a group stands among those of its head: by the first place that named it, then by its options."""
+    record = group[0].record
+    first = min(places[item.run] for item in group)
+    return first, format_assignments(record.head_options), format_assignments(record.options)
+
+
 def _rows(groups: Sequence[Sequence[_Scored]]) -> list[_Row]:
-    """Turn groups of runs into rows: heads in the registry's order, then by options."""
+    """Turn groups of runs into rows: heads in the registry's order, their groups in the order given."""
     differing = _differing_options([group[0].record for group in groups])
     rows = []
     for group in groups:
@@ -169,7 +178,7 @@ def _rows(groups: Sequence[Sequence[_Scored]]) -> list[_Row]:
             )
         )
     order = {head: place for place, head in enumerate(registry.HEADS)}
-    return sorted(rows, key=lambda row: (order.get(row.head, len(order)), row.head, row.options))
+    return sorted(rows, key=lambda row: order.get(row.head, len(order)))
 
 
 def _differing_options(records: Sequence[RunRecord]) -> set[str]:

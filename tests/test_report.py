@@ -102,6 +102,15 @@ def test_ccc_mean_and_deviation(tmp_path: Path) -> None:
     assert table.rows[0][:6] == ("concat", "\N{EN DASH}", "3", *expected)
 
 
+def test_runs_named_one_by_one_keep_their_order_within_a_head(tmp_path: Path) -> None:
+    names = {"b": {"recursions": 3}, "c": {}, "a": {"recursions": 1}}
+    for name, head_options in names.items():
+        make_run(tmp_path / name, RJA, head_options=head_options)
+    make_run(tmp_path / "concat", "concat")
+    table = report(ReportOptions(runs=(tmp_path / "concat", *(tmp_path / name for name in names), tmp_path)))
+    assert [row[1] for row in table.rows] == ["recursions=3", "\N{EN DASH}", "recursions=1", "\N{EN DASH}"]
+
+
 def test_columns_rows_and_the_papers_values(tmp_path: Path) -> None:
     make_run(tmp_path / "visual", "visual_only")
     make_run(tmp_path / "concat", "concat")

@@ -20,6 +20,11 @@ from avfuse.fusion._blocks import (
 )
 from avfuse.schema import UsageError
 
+OUTPUT_GAIN = 0.1
+"""Scale of W_h at the start: every recursion begins close to the identity, whatever the scale of its input, as it does
+in the release (where the inputs' unit length makes it so). At full scale the second recursion of standardised features
+saturates C and nothing is learned without BLSTMs."""
+
 
 class JointAttention(nn.Module):
     """One recursion for one modality X, (T, D), given the joint features J = [X_a, X_v], (T, d).
@@ -33,8 +38,9 @@ class JointAttention(nn.Module):
         self.clip_weight = nn.Parameter(torch.empty(num_clips, num_clips))  # W_j
         self.feature_weight = nn.Parameter(torch.empty(size, size))  # W_c
         self.output_weight = nn.Parameter(torch.empty(joint_size, size))  # W_h
-        for weight in self.parameters():
+        for weight in (self.clip_weight, self.feature_weight):
             nn.init.xavier_uniform_(weight)
+        nn.init.xavier_uniform_(self.output_weight, gain=OUTPUT_GAIN)
 
     def forward(self, values_BTD: Tensor, joint_BTJ: Tensor) -> Tensor:
         """Return the attended features (B, T, D); J = A + C is the size of the joint features."""
