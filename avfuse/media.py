@@ -27,6 +27,8 @@ from avfuse.schema import RecordingError
 
 log = logging.getLogger(__name__)
 
+# A title that is no UTF-8 is no reason to refuse a video. From PyAV 19 on it never is one, and the argument is gone.
+_OPEN: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
 SAMPLE_RATE_HZ = 44_100
 CLIP_FRAMES = 8
 CLIP_DILATION = 4
@@ -155,7 +157,7 @@ def _open(path: Path) -> Any:
     if path.stat().st_size == 0:
         raise RecordingError("unreadable", f"{path} is empty (0 bytes)")
     try:
-        return av.open(str(path), metadata_errors="replace")
+        return av.open(str(path), **_OPEN)
     except (av.error.FFmpegError, OSError, ValueError) as error:
         raise RecordingError("unreadable", f"{path} is not a video that can be opened ({error})") from error
 
