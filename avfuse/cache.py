@@ -30,7 +30,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -42,12 +42,14 @@ import zarr
 from zarr.codecs import BytesCodec, Crc32cCodec
 
 from avfuse.atomic import describe_files, digest_json, flush, flush_tree, new_aside_name, sweep
+from avfuse.mapped import ClipMaps
 from avfuse.schema import Failure, RecordingError, UsageError
 from avfuse.spec import FORMAT_VERSION, CacheSpec, Source, folder_name
 
 log = logging.getLogger(__name__)
 
 MAX_CHUNK_CLIPS = 256
+_DAMAGED = "damaged; remove the folder of that recording and run avfuse extract again"
 _ALREADY_THERE = (errno.ENOTEMPTY, errno.EEXIST)
 
 
@@ -111,7 +113,7 @@ class FeatureCache:
         return cls(path, spec)
 
     @classmethod
-    def find(cls, place: Path) -> FeatureCache:
+    def find(cls, place: Path | str) -> FeatureCache:
         """Open the store at `place`, or the only one in the cache folder `place`.
 
         Raises
@@ -119,6 +121,7 @@ class FeatureCache:
         UsageError
             If there is none, or more than one to choose from.
         """
+        place = Path(place)
         if (place / "zarr.json").is_file():
             return cls.open(place)
         stores = sorted(path for path in (place / "features").glob("*.zarr") if (path / "zarr.json").is_file())
@@ -144,9 +147,14 @@ class FeatureCache:
         found = [CachedRecording(path) for path in (self.path / "recordings").iterdir() if path.is_dir()]
         for item in found:
             if not item.is_whole:
-                raise UsageError(f"{item.path} is damaged; remove that folder and run avfuse extract again")
+                raise UsageError(f"{item.path} is {_DAMAGED}")
         chosen = [item for item in found if partition in (None, item.source.partition)]
         return sorted(chosen, key=lambda item: item.name)
+
+    def digest(self, partitions: Collection[str]) -> str:
+        """Return a digest of what the recordings of some partitions hold."""
+        held = [item for item in self.recordings() if item.source.partition in partitions]
+        return digest_json({item.name: item.digest for item in held})
 
     def names(self) -> list[str]:
         """Return the names of the recordings, damaged ones included, sorted."""
@@ -230,6 +238,11 @@ class CachedRecording:
         return Source(**self._attributes["source"])
 
     @property
+    def digest(self) -> str:
+        """Digest of the recording's files and attributes."""
+        return str(self._attributes["digest"])
+
+    @property
     def fps(self) -> float:
         """Slots per second of the clip grid."""
         return float(self._attributes["fps"])
@@ -260,37 +273,10 @@ class CachedRecording:
 
     def array(self, name: str) -> npt.NDArray[Any]:
         """Return one of the small arrays (all but ``video``), read and checked against its checksum."""
-        array = zarr.open_array(self.path / name, mode="r")
-        return np.asarray(array[...])
-
-
-class ClipMaps:
-    """An uncompressed array over clips whose chunk files are mapped into memory."""
-
-    def __init__(self, path: Path) -> None:
-        metadata = json.loads((path / "zarr.json").read_text(encoding="utf-8"))
-        self.shape: tuple[int, ...] = tuple(metadata["shape"])
-        self.dtype = np.dtype(metadata["data_type"]).newbyteorder("<")
-        chunk_shape = tuple(metadata["chunk_grid"]["configuration"]["chunk_shape"])
-        self._chunk_clips = chunk_shape[0]
-        inner = "/".join("0" for _ in self.shape[1:])
-        num_chunks = -(-self.shape[0] // self._chunk_clips)
-        self._chunks = [
-            np.memmap(path / "c" / str(i) / inner, self.dtype, mode="r", shape=chunk_shape) for i in range(num_chunks)
-        ]
-
-    def __len__(self) -> int:
-        return self.shape[0]
-
-    def strided(self, start: int, step: int, count: int) -> Iterator[tuple[int, npt.NDArray[np.float16]]]:
-        """Yield the clips start, start + step, ... as runs (how many came before, view), one per chunk."""
-        done = 0
-        while done < count:
-            first = start + done * step
-            chunk, offset = divmod(first, self._chunk_clips)
-            run = min(count - done, -(-(self._chunk_clips - offset) // step))
-            yield done, self._chunks[chunk][offset : offset + (run - 1) * step + 1 : step]
-            done += run
+        try:
+            return np.asarray(zarr.open_array(self.path / name, mode="r")[...])
+        except ValueError as error:  # the checksum is wrong
+            raise UsageError(f"{self.path / name} is {_DAMAGED}") from error
 
 
 @dataclass
@@ -379,7 +365,7 @@ class RecordingWriter:
             name,
             shape=shape,
             dtype=np.dtype(dtype),
-            chunks=(chunk_rows, *shape[1:]),
+            chunks=(chunk_rows, *(max(1, length) for length in shape[1:])),
             serializer=BytesCodec(endian="little"),
             compressors=[Crc32cCodec()],
             fill_value=None,

@@ -37,6 +37,16 @@ HEARTBEAT_S = 10.0
 PLAIN_WIDTH = 160
 
 
+class _FiniteRange(click.FloatRange):
+    """A range of decimal numbers without NaN, which compares as neither too small nor too large, and infinity."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value!r} is not a finite number.", param, ctx)
+        return number
+
+
 def knobs_of(options: type) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Return a decorator that adds one Click parameter per field of an options dataclass."""
 
@@ -78,7 +88,7 @@ def _click_type(field: dataclasses.Field[Any], hint: Any) -> Any:
     if inner is Path:
         return click.Path(path_type=Path)
     if inner in (int, float) and field.metadata["minimum"] is not None:
-        return (click.IntRange if inner is int else click.FloatRange)(min=field.metadata["minimum"])
+        return (click.IntRange if inner is int else _FiniteRange)(min=field.metadata["minimum"])
     return inner
 
 
@@ -225,8 +235,11 @@ def main() -> NoReturn:
     try:
         cli.main(standalone_mode=False)
         sys.exit(0)
-    except click.ClickException as error:
+    except click.exceptions.NoArgsIsHelpError as error:
         error.show()
+        sys.exit(EXIT_USAGE)
+    except click.ClickException as error:
+        _say_error(error.format_message().replace("\n", " "))
         sys.exit(error.exit_code)
     except UsageError as error:
         _say_error(str(error))
@@ -235,7 +248,8 @@ def main() -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads any more: flush into nothing
         sys.exit(EXIT_MACHINE)
     except OSError as error:
-        _say_error(f"{error.filename or 'a file'}: {error.strerror or error}; what was finished is kept")
+        place = f"{error.filename}: " if error.filename else ""
+        _say_error(f"{place}{error.strerror or error}; what was finished is kept")
         sys.exit(EXIT_MACHINE)
 
 
@@ -267,14 +281,15 @@ def _console(stderr: bool = True) -> Console:
     from rich.console import Console
 
     stream = sys.stderr if stderr else sys.stdout
-    return Console(file=stream, width=None if stream.isatty() else PLAIN_WIDTH, highlight=False)
+    width = None if stream.isatty() or "COLUMNS" in os.environ else PLAIN_WIDTH
+    return Console(file=stream, width=width, highlight=False)
 
 
 @contextlib.contextmanager
 def _progress(title: str) -> Iterator[Callable[..., None]]:
     """Show a bar on a terminal, or a plain line now and then elsewhere; yield what moves it."""
     if logging.getLogger().level >= logging.ERROR:
-        yield lambda *_: None
+        yield lambda *_, **__: None
     elif not sys.stderr.isatty():
         yield _plain_lines(title)
     else:
@@ -321,7 +336,7 @@ def _print_extract(summary: Any) -> None:
         ("clips encoded", f"{summary.num_clips:,} ({summary.num_clips / max(summary.elapsed_s, 1e-9):.1f}/s)"),
         ("frames with a face", "-" if math.isnan(summary.face_share) else f"{100 * summary.face_share:.1f} %"),
         ("time", f"{summary.elapsed_s:.0f} s"),
-        ("store", summary.store),
+        ("store", str(summary.store)),
     ]
     _print_table(ReportTable("", ("extract", ""), tuple(rows), ()))
     for failure in summary.failures:
@@ -337,7 +352,7 @@ def _print_table(table: ReportTable) -> None:
         console.print(Text(table.title, style="bold"))
     shown = Table()
     for position, column in enumerate(table.columns):
-        shown.add_column(column, overflow="fold", justify="left" if position == 0 else "default")
+        shown.add_column(column, overflow="fold", no_wrap=position == 0)
     for row in table.rows:
         shown.add_row(*(Text(cell) for cell in row))
     console.print(shown)

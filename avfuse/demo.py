@@ -68,7 +68,7 @@ class DemoSummary:
 
 
 @dataclass(frozen=True)
-class Failure:
+class Corruption:
     """A stretch of frames, `stop` not included, in which one modality ("face" or "sound") fails in one way."""
 
     modality: str
@@ -84,7 +84,7 @@ class Plan:
     valence_F: FloatArray
     arousal_F: FloatArray
     cues_F: dict[str, FloatArray]
-    failures: tuple[Failure, ...]
+    failures: tuple[Corruption, ...]
     unrated_F: npt.NDArray[np.bool_]
 
 
@@ -204,7 +204,7 @@ def _smooth_trace(rng: Rng, num_frames: int, period_s: float) -> FloatArray:
     return np.asarray(np.tanh(0.75 * trace_F / np.sqrt(np.mean(trace_F**2))))
 
 
-def plan_failures(rng: Rng, num_frames: int) -> tuple[Failure, ...]:
+def plan_failures(rng: Rng, num_frames: int) -> tuple[Corruption, ...]:
     """Draw when face and sound fail, in order of time; any two stretches are at least half a second apart."""
     count = max(1, round(num_frames / FPS / FAILURE_EVERY_S))
     kinds = []
@@ -218,7 +218,7 @@ def plan_failures(rng: Rng, num_frames: int) -> tuple[Failure, ...]:
     spare_before = np.sort(rng.integers(spare + 1, size=len(kinds)))
     failures, used = [], 0
     for (modality, kind), length, lead in zip(kinds, lengths, spare_before, strict=True):
-        failures.append(Failure(modality, kind, used + int(lead), used + int(lead) + length))
+        failures.append(Corruption(modality, kind, used + int(lead), used + int(lead) + length))
         used += length + gap
     return tuple(failures)
 

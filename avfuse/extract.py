@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -50,8 +51,8 @@ class ExtractSummary:
 
     Attributes
     ----------
-    store : str
-        Path of the feature store.
+    store : Path
+        The feature store.
     fingerprint : str
     num_recordings, num_extracted, num_present : int
         In the corpus; extracted now; in the store before and left as they were.
@@ -63,7 +64,7 @@ class ExtractSummary:
     elapsed_s : float
     """
 
-    store: str
+    store: Path
     fingerprint: str
     num_recordings: int
     num_extracted: int
@@ -100,12 +101,13 @@ def extract(
     started_s = time.monotonic()
     tools = _prepare(options)
     recordings = tools.corpus.recordings()
-    _warn_of_strangers(tools.cache, recordings)
+    _refuse_strangers(tools.cache, recordings)
     done = ExtractProgress(0, len(recordings), 0, 0, "", 0.0)
     num_present, failures, face_shares = 0, [], []
     for recording in recordings:
         done = replace(done, recording=recording.name)
         on_progress(done)
+        source = None
         try:
             source = Source.of(recording, options.root)
             if tools.cache.holds(recording.name, source):
@@ -119,11 +121,13 @@ def extract(
             raise
         except Exception as error:  # whatever one recording does, its reason is kept and the others go on
             failures.append(_describe_failure(recording, error))
+            if source is not None:
+                tools.cache.remove(recording.name)  # what is there was made from other files than those of now
             tools.cache.record_failure(failures[-1])
         done = replace(done, num_done=done.num_done + 1, num_failed=len(failures))
         on_progress(done)
     return ExtractSummary(
-        store=str(tools.cache.path),
+        store=tools.cache.path,
         fingerprint=tools.cache.spec.fingerprint,
         num_recordings=len(recordings),
         num_extracted=len(face_shares),
@@ -191,15 +195,14 @@ def _encoder(modality: str, name: str, weights: str, assignments: tuple[str, ...
     return encoder
 
 
-def _warn_of_strangers(cache: FeatureCache, recordings: list[Recording]) -> None:
+def _refuse_strangers(cache: FeatureCache, recordings: list[Recording]) -> None:
+    """Refuse to add a corpus to a store that holds recordings of another: training would mix the two."""
     known = {recording.name for recording in recordings}
     strangers = [name for name in cache.names() if name not in known]
     if strangers:
-        log.warning(
-            "%s also holds %d recordings that this corpus does not have (%s, ...); training would use them too",
-            cache.path,
-            len(strangers),
-            strangers[0],
+        raise UsageError(
+            f"{cache.path} holds {len(strangers)} recordings that this corpus does not have, such as {strangers[0]}; "
+            f"name the data set otherwise with --dataset, or remove their folders below {cache.path / 'recordings'}"
         )
 
 

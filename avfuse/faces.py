@@ -26,6 +26,7 @@ CROP_PX = 112
 # Where eyes, nose and mouth corners lie in an aligned crop: the five-point template of ArcFace (Deng et al., 2019).
 TEMPLATE_PX = ((38.2946, 51.6963), (73.5318, 51.5014), (56.0252, 71.7366), (41.5493, 92.3655), (70.7299, 92.2041))
 DETECT_BATCH = 8
+MAX_WAITING = 32  # images held until the next detection, whatever the size of the batch
 MIN_OVERLAP = 0.2  # intersection over union below which a box does not continue the track
 
 Pixels = npt.NDArray[np.uint8]
@@ -130,7 +131,8 @@ class FaceTrack:
         waiting: list[tuple[int, Pixels]] = []
         for index, image in frames:
             waiting.append((index, image))
-            if sum(detected_F[i] for i, _ in waiting) == DETECT_BATCH:
+            num_detected = sum(detected_F[i] for i, _ in waiting)
+            if num_detected == DETECT_BATCH or (len(waiting) >= MAX_WAITING and detected_F[index]):
                 yield from self._crop(waiting, detected_F)
                 waiting = []
         yield from self._crop(waiting, detected_F)

@@ -23,7 +23,7 @@ import av.error
 import numpy as np
 import numpy.typing as npt
 
-from avfuse.schema import RecordingError
+from avfuse.schema import MAX_ROW_DIFFERENCE, RecordingError
 
 log = logging.getLogger(__name__)
 
@@ -33,9 +33,10 @@ SAMPLE_RATE_HZ = 44_100
 CLIP_FRAMES = 8
 CLIP_DILATION = 4
 CLIP_SPAN = CLIP_FRAMES * CLIP_DILATION
+MAX_SOUND_S = 30.0
 SOUND_INTERVALS = CLIP_SPAN - 1  # frame intervals of sound under a clip: from its first slot to its last
 _SAMPLE_FORMAT = "s32p"  # FFmpeg mixes channels down to full scale for integers only; for floats stereo would exceed 1
-_GAP_TOLERANCE_S = 0.02  # a jump in the sound's time stamps below this is rounding, above it a gap or an overlap
+_GAP_TOLERANCE_S = 0.005  # a jump in the sound's time stamps below this is rounding, above it a gap or an overlap
 
 
 @dataclass(frozen=True)
@@ -67,12 +68,15 @@ class Timeline:
         num_frames = len(time_s)
         if num_frames < 2:
             return cls(time_s, frame_pts, fps=25.0, variable=False)
-        # The last stamp of an AVI with B-frames is a guess of the demuxer, up to an interval early: it proves nothing.
-        num_proven = num_frames - 2 if num_frames > 2 else 1  # intervals
-        interval_s = float(time_s[num_proven] - time_s[0]) / num_proven
-        drift_s = np.abs(time_s - time_s[0] - np.arange(num_frames) * interval_s)
+        # The demuxer guesses the first and the last stamp of an AVI with B-frames, up to an interval early or late: the
+        # frames between them tell whether the rate is constant, and the two ends only have to be near.
+        ends = 1 if num_frames > 3 else 0
+        inner_s = time_s[ends : num_frames - ends]
+        interval_s = float(inner_s[-1] - inner_s[0]) / (len(inner_s) - 1)
+        drift_s = np.abs(time_s - inner_s[0] - (np.arange(num_frames) - ends) * interval_s)
+        inner_drift_s = drift_s[ends : num_frames - ends]
         # Time stamps rounded to milliseconds, as Matroska's are, stay well within half an interval of the grid.
-        variable = bool(drift_s[:-1].max() >= 0.5 * interval_s or drift_s[-1] >= interval_s)
+        variable = bool(inner_drift_s.max() >= 0.5 * interval_s or drift_s.max() >= 1.25 * interval_s)
         if variable:
             interval_s = float(time_s[-1] - time_s[0]) / (num_frames - 1)
         return cls(time_s, frame_pts, fps=1.0 / interval_s, variable=variable)
@@ -132,7 +136,15 @@ class ClipGrid:
 
     @classmethod
     def lay(cls, timeline: Timeline, hop: int) -> ClipGrid:
-        """Lay the clips of a recording, `hop` slots apart."""
+        """Lay the clips of a recording, `hop` slots apart.
+
+        Raises
+        ------
+        RecordingError
+            With reason ``too_slow``, when the sound under a clip would last longer than 30 s.
+        """
+        if SOUND_INTERVALS / timeline.fps > MAX_SOUND_S:
+            raise RecordingError("too_slow", f"{timeline.fps:.3g} frames per second are too few for clips of 32 frames")
         end_slot_N = np.arange(hop - 1, timeline.num_slots, hop)
         if len(end_slot_N) == 0:
             end_slot_N = np.array([timeline.num_slots - 1])
@@ -180,14 +192,18 @@ def probe(path: Path) -> Timeline:
     """
     with _open(path) as container:
         stream = _video_stream(container, path)
-        packets = [packet for packet in _demux(container, stream) if packet.size and not packet.is_discard]
-        pts = [packet.pts for packet in packets]
+        # The packets themselves are let go of one by one: together they are the whole file.
+        stamps = [(packet.pts, packet.is_discard) for packet in _demux(container, stream) if packet.size]
+        pts = [stamp for stamp, is_discarded in stamps if not is_discarded]
         time_base_s = float(stream.time_base)
+        num_advertised = stream.frames if "mov" in container.format.name else 0  # elsewhere the header may only guess
     if any(value is None for value in pts):
         # Containers such as AVI may carry decoding times only; the presentation times then come from decoding.
         pts = [frame.pts for frame in _decode(path) if frame.pts is not None]
     if not pts:
         raise RecordingError("no_video_stream", f"{path} holds a video stream without frames")
+    if len(stamps) < 0.98 * num_advertised - MAX_ROW_DIFFERENCE:
+        raise RecordingError("truncated", f"{path} breaks off: it holds {len(stamps)} of {num_advertised} frames")
     return Timeline.from_pts(np.array(pts, dtype=np.int64), time_base_s)
 
 

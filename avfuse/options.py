@@ -137,7 +137,7 @@ class TrainOptions:
     patience: int = knob(8, "Epochs without a better validation CCC before training ends.", minimum=1)
     gradient_clip: float = knob(1.0, "Largest norm of the gradient; 0 turns clipping off.", minimum=0.0)
     amp: str = knob("off", "Mixed precision.", choices=("off", "bf16"))
-    seed: tuple[int, ...] = knob((0,), "Seed of a run; give it several times for several runs.")
+    seed: tuple[int, ...] = knob((0,), "Seed of a run; give it several times for several runs.", minimum=0)
     out: Path | None = knob(
         None, "Folder of the runs.  [default: runs/<cache>/<head> beside the features]", record=False
     )

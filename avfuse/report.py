@@ -96,6 +96,7 @@ def _check_comparable(runs: Sequence[tuple[Path, RunRecord]]) -> None:
     """Refuse runs that were not scored against the same ratings on the same features."""
     properties: dict[str, Callable[[RunRecord], str]] = {
         "feature caches": lambda record: record.fingerprint,
+        "states of that cache": lambda record: record.features,
         "data sets": lambda record: record.dataset,
         "targets": lambda record: ", ".join(record.targets),
     }

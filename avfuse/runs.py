@@ -52,6 +52,8 @@ class RunRecord:
         Fingerprint of the feature cache that the run was trained on.
     dataset : str
         Name of the data set in that cache.
+    features : str
+        Digest of the training and validation recordings that the cache held.
     versions : dict
         Versions of avfuse and of the packages that shape the numbers.
     summary : dict
@@ -66,6 +68,7 @@ class RunRecord:
     options: dict[str, Any]
     fingerprint: str
     dataset: str
+    features: str = ""
     versions: dict[str, str] = field(default_factory=dict)
     summary: dict[str, Any] = field(default_factory=dict)
     complete: bool = False
@@ -81,6 +84,7 @@ class RunRecord:
             "seed": self.seed,
             "options": self.options,
             "fingerprint": self.fingerprint,
+            "features": self.features,
         }
 
 
@@ -123,7 +127,8 @@ def find_runs(places: Iterable[Path]) -> list[Path]:
     found: dict[Path, None] = {}
     for place in places:
         if not place.is_dir():
-            raise UsageError(f"{place} does not exist; give a run or a folder of runs")
+            what = "is a file" if place.exists() else "does not exist"
+            raise UsageError(f"{place} {what}; give a run or a folder of runs")
         inside = [place] if (place / RUN_FILE).is_file() else sorted(path.parent for path in place.rglob(RUN_FILE))
         if not inside:
             raise UsageError(f"{place} holds no run (no {RUN_FILE} at any depth); train one with: avfuse fuse-train")

@@ -27,6 +27,8 @@ MAX_ROW_DIFFERENCE, MAX_ROW_DIFFERENCE_SHARE = 5, 0.02  # annotation rows that m
 FAILURE_REASONS = {
     "missing_file": "the media file is not where the corpus says it is",
     "unreadable": "the media file cannot be opened or decoded",
+    "truncated": "the file ends before the frames that it advertises",
+    "too_slow": "the frame rate is too low for clips, as in time-lapse recordings",
     "no_video_stream": "the file holds no video stream, or one without frames",
     "no_audio_stream": "the file holds no audio stream, or one without samples",
     "annotation_invalid": "the annotation file does not follow its format",

@@ -70,7 +70,7 @@ class Source:
     partition: str
     subject: str
     file: str
-    num_bytes: int
+    sha256: str
     annotation_sha256: str | None
 
     @classmethod
@@ -82,20 +82,20 @@ class Source:
         RecordingError
             With reason ``missing_file`` or ``annotation_invalid``, when one of them cannot be read.
         """
-        try:
-            num_bytes = recording.path.stat().st_size
-        except OSError as error:
-            raise RecordingError("missing_file", f"{recording.path} cannot be read ({error.strerror})") from error
-        digest = None
-        if recording.annotation_path is not None:
-            try:
-                digest = hashlib.sha256(recording.annotation_path.read_bytes()).hexdigest()
-            except OSError as error:
-                reason = f"{recording.annotation_path} cannot be read ({error.strerror})"
-                raise RecordingError("annotation_invalid", reason) from error
+        digest = _digest(recording.path, "missing_file")
+        traced = recording.annotation_path
+        annotation = None if traced is None else _digest(traced, "annotation_invalid")
         inside = recording.path.is_relative_to(root)
         file = recording.path.relative_to(root).as_posix() if inside else recording.path.name
-        return cls(recording.partition, recording.subject, file, num_bytes, digest)
+        return cls(recording.partition, recording.subject, file, digest, annotation)
+
+
+def _digest(path: Path, reason: str) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise RecordingError(reason, f"{path} cannot be read ({error.strerror})") from error
 
 
 def folder_name(name: str) -> str:

@@ -25,7 +25,7 @@ import torch
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from avfuse import checkpoint, registry, runs
-from avfuse.atomic import digest_json
+from avfuse.atomic import digest_json, sweep
 from avfuse.cache import FeatureCache
 from avfuse.dataset import WindowedPartition, feature_moments
 from avfuse.device import choose_device
@@ -36,6 +36,7 @@ from avfuse.schema import Batch, Predictions, UsageError
 
 log = logging.getLogger(__name__)
 
+MAX_SEED = 2**53  # whole numbers up to here survive JSON
 _PER_RUN = ("head", "head_option", "seed")  # recorded by name in a run's record, not among its other options
 
 
@@ -140,6 +141,8 @@ def train(
     cache = FeatureCache.find(cache_home(options.cache))
     if not cache.spec.targets:
         raise UsageError(f"{cache.path} holds no targets: its recordings have no annotations to train on")
+    if max(options.seed) > MAX_SEED:
+        raise UsageError(f"--seed {max(options.seed)} is too large; seeds go up to {MAX_SEED}")
     arguments = _cache_arguments(options, cache)
     head_options = registry.check_arguments("head", options.head, parse_assignments(options.head_option), arguments)
     arguments |= head_options
@@ -172,6 +175,7 @@ def _record(options: TrainOptions, head_options: dict[str, Any], cache: FeatureC
         options=recorded,
         fingerprint=cache.spec.fingerprint,
         dataset=cache.spec.dataset,
+        features=cache.digest(("train", "validation")),
         versions={name: version(name) for name in ("avfuse", "torch", "numpy", "zarr")},
     )
 
@@ -209,8 +213,15 @@ def _load_data(options: TrainOptions, cache: FeatureCache) -> _Data:
     training = WindowedPartition(cache, "train", options.num_clips, options.spacing)
     validation = WindowedPartition(cache, "validation", options.num_clips, options.spacing)
     for partition, name in ((training, "train"), (validation, "validation")):
-        if not partition.rated_windows():
-            raise UsageError(f"no clip of the {name} partition in {cache.path} is rated")
+        target_NE = np.concatenate(partition.target_NE)
+        for target, values_N in zip(cache.spec.targets, target_NE.T, strict=True):
+            if len(np.unique(values_N[~np.isnan(values_N)])) < 2:
+                raise UsageError(
+                    f"the {name} partition of {cache.path} has no ratings of '{target}', or equal ones only; "
+                    "add recordings with annotations to that partition and extract them"
+                )
+    if failures := cache.failures():
+        log.warning("%d recordings could not be extracted and take no part, such as %s", len(failures), failures[0])
     return _Data(training, validation, feature_moments(training), device)
 
 
@@ -254,6 +265,8 @@ def _start(run: _Run) -> _Training:
     optimizer = torch.optim.Adam(head.parameters(), lr=run.options.learning_rate)
     schedule = ReduceLROnPlateau(optimizer, mode="max", factor=0.5, patience=run.options.plateau)
     training = _Training(head, optimizer, schedule)
+    run.place.mkdir(parents=True, exist_ok=True)
+    sweep(run.place)
     if (run.place / runs.STATE_FILE).is_file():
         training.restore(checkpoint.load_state(run.place / runs.STATE_FILE))
         log.info("%s goes on after epoch %d", run.place, training.epoch)
@@ -352,4 +365,6 @@ def _finish(run: _Run, training: _Training) -> TrainSummary:
 
 
 def _summarise(place: Path, record: runs.RunRecord, was_complete: bool) -> TrainSummary:
-    return TrainSummary(run=str(place), head=record.head, seed=record.seed, was_complete=was_complete, **record.summary)
+    ccc = {target: record.summary["ccc"][target] for target in record.targets}
+    values = {**record.summary, "ccc": ccc}
+    return TrainSummary(run=str(place), head=record.head, seed=record.seed, was_complete=was_complete, **values)

@@ -2,7 +2,8 @@
 
 Layers, from the ground up; a module may import what lies below it, never what lies beside or above it:
 
-- 0 nouns, knobs, plugs, within which the order is schema and atomic and paper, then registry and spec, then options
+- 0 nouns, knobs, plugs, within which the order is schema, atomic, paper and mapped, then registry and spec, then
+  options
 - 1 parts and sockets: each part for itself, a plug in its socket's folder
 - 2 assemblies, 3 stages, 4 the door
 """
@@ -24,6 +25,7 @@ LAYERS = {
     "schema": (0, 0),
     "atomic": (0, 0),
     "paper": (0, 0),
+    "mapped": (0, 0),
     "registry": (0, 1),
     "spec": (0, 1),
     "options": (0, 2),

@@ -18,7 +18,7 @@ from avfuse.schema import Failure, RecordingError, UsageError
 from avfuse.spec import CacheSpec, Source
 
 SHAPE = (6, 3, 3)
-SOURCE = Source("train", "someone", "videos/a.mp4", 1234, "ab" * 32)
+SOURCE = Source("train", "someone", "videos/a.mp4", "cd" * 32, "ab" * 32)
 
 
 def spec(**changes: Any) -> CacheSpec:
@@ -151,13 +151,13 @@ def test_holds_only_what_is_whole_and_of_the_same_source(store: FeatureCache) ->
     assert not store.holds("a", SOURCE)
     write(store, "a", 4)
     assert store.holds("a", SOURCE)
-    for change in ({"num_bytes": 1}, {"annotation_sha256": None}, {"partition": "test"}, {"subject": "other"}):
+    for change in ({"sha256": "ef" * 32}, {"annotation_sha256": None}, {"partition": "test"}, {"subject": "other"}):
         assert not store.holds("a", dataclasses.replace(SOURCE, **change))
     chunk = store.path / "recordings" / "a" / "video" / "c" / "0" / "0" / "0" / "0"
     whole = chunk.read_bytes()
     chunk.write_bytes(whole[:-1])
     assert not store.holds("a", SOURCE)
-    with pytest.raises(UsageError, match="recordings/a is damaged; remove that folder and run avfuse extract again"):
+    with pytest.raises(UsageError, match="recordings/a is damaged; remove the folder of that recording and run avfuse"):
         store.recordings()
     chunk.unlink()
     assert not store.holds("a", SOURCE)
@@ -171,7 +171,7 @@ def test_holds_only_what_is_whole_and_of_the_same_source(store: FeatureCache) ->
 
 def test_a_recording_is_replaced_whole(store: FeatureCache) -> None:
     write(store, "a", 4)
-    newer = dataclasses.replace(SOURCE, num_bytes=99)
+    newer = dataclasses.replace(SOURCE, sha256="99" * 32)
     video, _ = write(store, "a", 3, source=newer, seed=1)
     (read,) = store.recordings()
     assert read.source == newer

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from avfuse import demo as demo_module
-from avfuse.demo import FPS, SAMPLE_RATE_HZ, Failure, demo, partition_of, plan_failures, plan_recording, render_voice
+from avfuse.demo import FPS, SAMPLE_RATE_HZ, Corruption, demo, partition_of, plan_failures, plan_recording, render_voice
 from avfuse.options import DemoOptions
 from avfuse.schema import UsageError
 
@@ -202,7 +202,11 @@ def test_sound_fails_as_planned_and_starts_with_the_picture(corpus):
 
 def test_failures_show_in_the_picture():
     plan = plan_of(0)
-    failures = (Failure("face", "blurred", 0, 8), Failure("face", "covered", 16, 24), Failure("face", "gone", 32, 40))
+    failures = (
+        Corruption("face", "blurred", 0, 8),
+        Corruption("face", "covered", 16, 24),
+        Corruption("face", "gone", 32, 40),
+    )
     plan = demo_module.Plan(plan.valence_F, plan.arousal_F, plan.cues_F, failures, plan.unrated_F)
     frames = np.concatenate(list(demo_module.render_frames(plan, np.random.default_rng(0)))).astype(float)
     detail = np.abs(np.diff(frames[:, *FACE_BOX], axis=1)).mean(axis=(1, 2, 3))

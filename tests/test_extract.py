@@ -298,14 +298,46 @@ def test_what_cannot_be_used_is_refused_before_a_video_is_opened(
     assert not (tmp_path / "cache").exists()
 
 
-def test_recordings_that_left_the_corpus_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_store_with_recordings_of_another_corpus_is_refused(tmp_path: Path) -> None:
     root = tmp_path / "root"
     for name in ("a", "b"):
         face_video(root / f"{name}.mp4", np.arange(16) / FPS)
     extract(options(root))
     (root / "b.mp4").unlink()
-    extract(options(root))
-    assert "also holds 1 recordings that this corpus does not have (b" in caplog.text
+    with pytest.raises(
+        UsageError, match="holds 1 recordings that this corpus does not have, such as b; name the data set"
+    ):
+        extract(options(root))
+    assert extract(options(root, dataset="smaller")).num_extracted == 1
+
+
+def test_features_of_what_a_file_was_before_do_not_stay(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    for name in ("a", "b"):
+        face_video(root / f"{name}.mp4", np.arange(16) / FPS)
+    store = FeatureCache.open(extract(options(root)).store)
+    content = bytearray((root / "a.mp4").read_bytes())
+    content[len(content) // 2] ^= 1  # as long as before
+    (root / "a.mp4").write_bytes(content)
+    (root / "b.mp4").write_text("no video any more")
+    again = extract(options(root))
+    assert (again.num_present, [item.recording for item in again.failures]) == (0, ["b"])
+    assert store.names() == ["a"]
+    (root / "a.mp4").rename(tmp_path / "elsewhere.mp4")  # a drive that is not mounted takes no features along
+    with pytest.raises(UsageError, match="does not have, such as a"):
+        extract(options(root))
+    assert store.names() == ["a"]
+
+
+def test_a_frame_that_cannot_be_decoded_shows_no_face(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    face_video(tmp_path / "root" / "a.mp4", CONSTANT)
+    read_frames = extract_module.media.read_frames
+    monkeypatch.setattr(
+        extract_module.media, "read_frames", lambda *given: (item for item in read_frames(*given) if item[0] != 33)
+    )
+    recording = only_recording(extract(options(tmp_path / "root", hop=2)))
+    assert np.flatnonzero(~recording.array("frame_face")).tolist() == [33]
+    assert recording.array("face_share").min() == 7 / 8
 
 
 def test_progress_counts_up(tmp_path: Path) -> None:

@@ -277,6 +277,7 @@ def test_batching_changes_nothing(size: int, monkeypatch: pytest.MonkeyPatch) ->
     listed = {i: [face_at(20 + 2 * i)] for i in range(40) if not 12 <= i < 20}
     reference, reference_crops, _ = follow(listed, 40, detect_every=3)
     monkeypatch.setattr(faces, "DETECT_BATCH", size)
+    monkeypatch.setattr(faces, "MAX_WAITING", 1000)
     track, crops, detector = follow(listed, 40, detect_every=3)
     assert max(map(len, detector.batches)) == min(size, int(track.detected_F().sum()))
     np.testing.assert_array_equal(track.found_F, reference.found_F)

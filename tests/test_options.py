@@ -77,7 +77,7 @@ def test_the_command_line_knows_no_other_knobs(command: str) -> None:
 def test_a_knob_refuses_what_is_below_its_minimum(command: str, field: dataclasses.Field[Any]) -> None:
     minimum = field.metadata["minimum"]
     hint = typing.get_type_hints(COMMANDS[command])[field.name]
-    assert (minimum is None) or hint in (int, float)
+    assert (minimum is None) or hint in (int, float, tuple[int, ...])
     if minimum is not None:
         convert = parameters(command)[field.name].type.convert
         assert convert(str(minimum if hint is float else int(minimum)), None, None) == minimum

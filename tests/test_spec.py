@@ -1,4 +1,5 @@
 import dataclasses
+import hashlib
 import json
 from pathlib import Path
 
@@ -44,6 +45,6 @@ def test_source_names_what_is_missing(tmp_path: Path) -> None:
     assert caught.value.reason == "annotation_invalid"
     text.write_text("x")
     source = Source.of(recording, tmp_path)
-    assert (source.file, source.num_bytes) == ("v.mp4", 3)
+    assert (source.file, source.sha256) == ("v.mp4", hashlib.sha256(b"123").hexdigest())
     text.write_text("y")
     assert Source.of(recording, tmp_path) != source

@@ -188,6 +188,63 @@ def test_a_default_given_is_the_same_run(tmp_path: Path) -> None:
     assert second == dataclasses.replace(first, was_complete=True)
 
 
+def test_a_cache_that_grew_is_another_training(tmp_path: Path) -> None:
+    store = toy_cache(tmp_path)
+    (first,) = train(options(tmp_path, epochs=1))
+    add_recording(store, "later", "train", 20, seed=77)
+    (second,) = train(options(tmp_path, epochs=1))
+    assert not second.was_complete
+    assert second.run != first.run
+
+
+def test_the_inputs_are_standardised_by_the_training_partition_alone(tmp_path: Path) -> None:
+    store = toy_cache(tmp_path)
+    (summary,) = train(options(tmp_path, epochs=1))
+    audio = np.concatenate([item.array("audio") for item in store.recordings("train")])
+    np.testing.assert_allclose(weights(summary.run)["inputs.audio_mean"].numpy(), audio.mean(axis=0), atol=1e-5)
+
+
+def test_every_epoch_has_an_order_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    toy_cache(tmp_path)
+    orders: list[list[int]] = []
+    batches = train_module.WindowedPartition.batches
+
+    def spy(partition: Any, places: Any, size: int) -> Any:
+        orders.append(list(places))
+        return batches(partition, places, size)
+
+    monkeypatch.setattr(train_module.WindowedPartition, "batches", spy)
+    train(options(tmp_path, epochs=2))
+    first, _, second, *_ = orders  # training, validation, training
+    assert sorted(first) == sorted(second)
+    assert first != sorted(first)
+    assert first != second
+
+
+def test_the_gradient_is_clipped(tmp_path: Path) -> None:
+    toy_cache(tmp_path)
+    # A step of plain Adam does not depend on the scale of its gradient, but two of different scale do.
+    runs_of = [train(options(tmp_path, epochs=2, gradient_clip=clip))[0].run for clip in (0.0, 1e-3)]
+    first, second = (weights(run) for run in runs_of)
+    assert any(not torch.equal(value, second[name]) for name, value in first.items())
+
+
+def test_a_resumed_schedule_remembers_the_plateau(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    toy_cache(tmp_path)
+    monkeypatch.setattr(train_module, "_score", lambda _: {"valence": 0.5, "arousal": 0.5})
+    flat = {"epochs": 4, "patience": 10, "plateau": 1}
+
+    def stop(progress: TrainProgress) -> None:
+        if progress.epoch == 3:
+            raise Killed
+
+    with pytest.raises(Killed):
+        train(options(tmp_path, **flat), stop)
+    (summary,) = train(options(tmp_path, **flat))
+    rates = [item["learning_rate"] for item in runs.read_history(Path(summary.run))]
+    np.testing.assert_allclose(rates, [3e-3, 3e-3, 3e-3, 1.5e-3])
+
+
 def test_early_stop_and_schedule(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     toy_cache(tmp_path)
     # With no step the validation CCC never improves on the first epoch's.
@@ -222,6 +279,8 @@ def test_bf16_trains_too(tmp_path: Path) -> None:
         ({"head": "recursive_joint_attention", "head_option": ("recursions=0",)}, "recursions is 0"),
         ({"spacing": 12}, "--spacing 12 is not a multiple of 8"),
         ({"device": "cuda:77"}, "device 'cuda:77' is not here"),
+        ({"head_option": ("dropout=2",)}, "dropout is 2; allowed are numbers from 0"),
+        ({"seed": (2**60,)}, "is too large; seeds go up to"),
     ],
 )
 def test_what_cannot_be_trained_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
@@ -235,7 +294,9 @@ def test_a_cache_without_ratings_is_refused(tmp_path: Path) -> None:
     store = FeatureCache.create(tmp_path / "a", toy_spec(), {})
     for name, partition in (("x", "train"), ("y", "validation")):
         add_recording(store, name, partition, 5, seed=0, rated=False)
-    with pytest.raises(UsageError, match="no clip of the train partition"):
+    with pytest.raises(
+        UsageError, match=r"the train partition .* has no ratings of 'valence', or equal ones only; add recordings"
+    ):
         train(options(tmp_path / "a"))
     FeatureCache.create(tmp_path / "b", toy_spec(targets=()), {})
     with pytest.raises(UsageError, match="holds no targets"):

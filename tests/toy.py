@@ -55,7 +55,7 @@ def add_recording(
         "frame_face": rng.uniform(size=num_frames) > 0.1,
         "frame_face_probability": np.ones(num_frames, np.float32),
     }
-    with RecordingWriter(store, name, Source(partition, name, f"{name}.mp4", 1, None)) as writer:
+    with RecordingWriter(store, name, Source(partition, name, f"{name}.mp4", "0" * 64, None)) as writer:
         writer.begin(num_clips)
         writer.append(video.astype(np.float32), audio.astype(np.float32))
         writer.commit(arrays, fps=FPS)

@@ -216,6 +216,8 @@ class Regressor(nn.Module):
         super().__init__()
         if num_targets < 1:
             raise UsageError("a head needs at least one target")
+        if not 0 <= dropout < 1:
+            raise UsageError(f"dropout is {dropout}; allowed are numbers from 0 to below 1")
         self.branches = nn.ModuleList(
             nn.Sequential(linear(input_size, REGRESSOR_SIZE), nn.ReLU(), nn.Dropout(dropout), linear(REGRESSOR_SIZE, 1))
             for _ in range(num_targets)
