@@ -82,7 +82,7 @@ def load_state(path: Path) -> dict[str, Any]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # on garbage the restricted unpickler raises whatever its stack machine runs into
-        raise UsageError(f"{path} cannot be read as a checkpoint ({type(error).__name__})") from error
+        raise UsageError(f"{path} cannot be read as a checkpoint; remove it and train again") from error
     if not isinstance(content, dict) or content.get("format_version") != FORMAT_VERSION:
         raise UsageError(f"{path} is not a checkpoint of format version {FORMAT_VERSION}")
     return content

@@ -58,7 +58,10 @@ class WindowedPartition:
             raise UsageError(f"--spacing {spacing} is not a multiple of {hop}, the hop of {cache.path}")
         self.recordings: list[CachedRecording] = cache.recordings(partition)
         if not self.recordings:
-            raise UsageError(f"{cache.path} holds no recording of the {partition} partition")
+            raise UsageError(
+                f"{cache.path} holds no recording of the {partition} partition; "
+                "give the corpus one (README, 'Your own videos') and extract it"
+            )
         self.targets = cache.spec.targets
         self.num_clips = num_clips
         self.audio_NA = [item.array("audio") for item in self.recordings]

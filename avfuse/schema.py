@@ -136,7 +136,11 @@ class Annotation:
             return np.stack(columns, axis=1).astype(np.float32)
         difference = abs(num_rows - num_frames) if self.is_dense else max(0, num_rows - num_frames)
         if difference > max(MAX_ROW_DIFFERENCE, MAX_ROW_DIFFERENCE_SHARE * num_frames):
-            raise RecordingError("annotation_mismatch", f"{num_rows} annotation rows for {num_frames} video frames")
+            raise RecordingError(
+                "annotation_mismatch",
+                f"{num_rows} annotation rows for {num_frames} video frames; they may differ by "
+                f"{MAX_ROW_DIFFERENCE}, or by {MAX_ROW_DIFFERENCE_SHARE:.0%}",
+            )
         frame_target_FE = np.full((num_frames, len(self.targets)), np.nan, np.float32)
         shared = min(num_rows, num_frames)
         frame_target_FE[:shared] = self.values_FE[:shared]

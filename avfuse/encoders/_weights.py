@@ -17,6 +17,7 @@ import hashlib
 import http.client
 import os
 import re
+import textwrap
 import time
 import urllib.request
 from collections.abc import Callable, Mapping
@@ -188,7 +189,7 @@ def _read(path: Path) -> Any:
             return load_file(path)
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # on garbage the restricted unpickler raises whatever its stack machine runs into
-        reason = str(error).splitlines()[0][:120] if str(error) else ""
+        reason = textwrap.shorten(str(error), 120, placeholder=" ...")
         raise UsageError(
             f"{path} does not load as a file of weights: only tensors in .pt, .pth or .safetensors are read, "
             f"never pickled objects ({type(error).__name__}: {reason})"
