@@ -10,6 +10,7 @@ import os
 import secrets
 import shutil
 import socket
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,17 @@ def write_atomically(path: Path, content: bytes) -> None:
 def new_aside_name() -> str:
     """Return a name that no other writer uses: host, process and a random part."""
     return f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
+
+
+def remove_tree(folder: Path) -> None:
+    """Remove a folder into which a thread of this process may still be writing, as after a signal."""
+    quiet = 0
+    for _ in range(100):
+        quiet = 0 if folder.exists() else quiet + 1
+        if quiet == 3:
+            return
+        shutil.rmtree(folder, ignore_errors=True)
+        time.sleep(0.005)
 
 
 def sweep(folder: Path) -> list[str]:

@@ -41,7 +41,7 @@ import numpy.typing as npt
 import zarr
 from zarr.codecs import BytesCodec, Crc32cCodec
 
-from avfuse.atomic import describe_files, digest_json, flush, flush_tree, new_aside_name, sweep
+from avfuse.atomic import describe_files, digest_json, flush, flush_tree, new_aside_name, remove_tree, sweep
 from avfuse.mapped import ClipMaps
 from avfuse.schema import Failure, RecordingError, UsageError
 from avfuse.spec import FORMAT_VERSION, CacheSpec, Source, folder_name
@@ -296,12 +296,16 @@ class RecordingWriter:
 
     def __enter__(self) -> RecordingWriter:
         self._aside = self.cache._new_aside()
-        self._group = zarr.create_group(self._aside)
         self._audio: list[npt.NDArray[np.float32]] = []
+        try:
+            self._group = zarr.create_group(self._aside)
+        except BaseException:  # a signal may arrive before the with statement has begun
+            remove_tree(self._aside)
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
-        shutil.rmtree(self._aside, ignore_errors=True)
+        remove_tree(self._aside)
 
     def begin(self, num_clips: int) -> None:
         """Say how many clips will come."""

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -128,3 +129,20 @@ def test_digest_does_not_depend_on_the_order_of_keys() -> None:
     assert digest_json({"a": 1, "b": [1.5, None]}) == digest_json({"b": [1.5, None], "a": 1})
     assert digest_json({"a": 1}) != digest_json({"a": 2})
     assert digest_json({"a": 1}) == hashlib.sha256(b'{"a": 1}').hexdigest()
+
+
+def test_a_tree_goes_though_a_thread_still_writes_into_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "aside"
+    folder.mkdir()
+    remove, calls = shutil.rmtree, []
+
+    def remove_and_write_again(path: Path, **arguments: bool) -> None:
+        remove(path, **arguments)
+        calls.append(path)
+        if len(calls) < 4:  # the thread is not done yet
+            (folder / "late").mkdir(parents=True)
+
+    monkeypatch.setattr(shutil, "rmtree", remove_and_write_again)
+    atomic.remove_tree(folder)
+    assert len(calls) >= 4
+    assert not folder.exists()
