@@ -147,7 +147,8 @@ def train(
     head_options = registry.check_arguments("head", options.head, parse_assignments(options.head_option), arguments)
     arguments |= head_options
     checkpoint.build_head(options.head, arguments)  # a wrong argument is refused before any data is read
-    records = [_record(options, head_options, cache, seed) for seed in options.seed]
+    record = _record(options, head_options, cache)
+    records = [dataclasses.replace(record, seed=seed) for seed in options.seed]
     places = [_place(options, cache, record) for record in records]
     data: _Data | None = None
     summaries = []
@@ -161,7 +162,8 @@ def train(
     return summaries
 
 
-def _record(options: TrainOptions, head_options: dict[str, Any], cache: FeatureCache, seed: int) -> runs.RunRecord:
+def _record(options: TrainOptions, head_options: dict[str, Any], cache: FeatureCache) -> runs.RunRecord:
+    """Return what the runs of all seeds share; every recording of the cache is looked at for it."""
     recorded = {
         field.name: getattr(options, field.name)
         for field in dataclasses.fields(options)
@@ -171,7 +173,7 @@ def _record(options: TrainOptions, head_options: dict[str, Any], cache: FeatureC
         head=options.head,
         head_options=head_options,
         targets=cache.spec.targets,
-        seed=seed,
+        seed=options.seed[0],
         options=recorded,
         fingerprint=cache.spec.fingerprint,
         dataset=cache.spec.dataset,
