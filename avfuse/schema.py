@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 PARTITIONS = ("train", "validation", "test")
 MAX_ROW_DIFFERENCE, MAX_ROW_DIFFERENCE_SHARE = 5, 0.02  # annotation rows that may be missing or left over
+_CLOCK_ROUNDING_S = 1e-6  # a frame's time is a product of a time stamp and its unit
 
 FAILURE_REASONS = {
     "missing_file": "the media file is not where the corpus says it is",
@@ -76,6 +77,8 @@ class Recording:
 
     `name` is unique in its corpus: a POSIX path relative to the corpus root, without extension, or the name that the
     data set's annotation files use. `annotation_path` is None where no target is known (a test partition).
+    `annotation_sha256` is the digest of the recording's own part of a file that rates several; without it the whole
+    file counts as its annotation.
     """
 
     name: str
@@ -83,6 +86,7 @@ class Recording:
     partition: str
     subject: str
     annotation_path: Path | None = None
+    annotation_sha256: str | None = None
 
     def __post_init__(self) -> None:
         if self.partition not in PARTITIONS:
@@ -103,12 +107,16 @@ class Annotation:
         Time of each row in seconds on the video's clock, increasing; None when row i rates frame i.
     is_dense : bool
         Whether, without times, every frame is meant to have its row; otherwise frames beyond the last row are unrated.
+    is_stepped : bool
+        Whether, with times, a row's ratings hold until the next row, and the last row's to the end; otherwise ratings
+        are interpolated between rows.
     """
 
     targets: tuple[str, ...]
     values_FE: npt.NDArray[np.float64]
     time_s: npt.NDArray[np.float64] | None = None
     is_dense: bool = True
+    is_stepped: bool = False
 
     def __post_init__(self) -> None:
         if self.values_FE.ndim != 2 or self.values_FE.shape[1] != len(self.targets):
@@ -121,7 +129,8 @@ class Annotation:
 
         Without times row i rates frame i: rows beyond the last frame are dropped, frames beyond the last row unrated.
         With times the ratings are interpolated linearly between rows; a frame before the first row, after the last, or
-        between two rows of which one is unrated is unrated. A frame at the time of a row has that row's rating.
+        between two rows of which one is unrated is unrated. A frame at the time of a row has that row's rating. With
+        times and steps each frame has, exactly, the rating of the last row at or before it.
 
         Raises
         ------
@@ -129,6 +138,9 @@ class Annotation:
             With reason ``annotation_mismatch``, when rows and frames differ by more than 5 and by more than 2 %.
         """
         num_rows, num_frames = len(self.values_FE), len(frame_time_s)
+        if self.time_s is not None and self.is_stepped:
+            row_F = np.searchsorted(self.time_s, frame_time_s + _CLOCK_ROUNDING_S, side="right") - 1
+            return np.where(row_F[:, None] < 0, np.nan, self.values_FE[row_F]).astype(np.float32)
         if self.time_s is not None:
             columns = [
                 np.interp(frame_time_s, self.time_s, column, left=np.nan, right=np.nan) for column in self.values_FE.T

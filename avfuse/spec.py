@@ -83,8 +83,9 @@ class Source:
             With reason ``missing_file`` or ``annotation_invalid``, when one of them cannot be read.
         """
         digest = _digest(recording.path, "missing_file")
-        traced = recording.annotation_path
-        annotation = None if traced is None else _digest(traced, "annotation_invalid")
+        annotation, traced = recording.annotation_sha256, recording.annotation_path
+        if annotation is None and traced is not None:
+            annotation = _digest(traced, "annotation_invalid")
         inside = recording.path.is_relative_to(root)
         file = recording.path.relative_to(root).as_posix() if inside else recording.path.name
         return cls(recording.partition, recording.subject, file, digest, annotation)

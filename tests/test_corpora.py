@@ -10,8 +10,10 @@ import pytest
 from avfuse import registry
 from avfuse.corpora import Corpus
 from avfuse.corpora.aff_wild2 import AffWild2Corpus
+from avfuse.corpora.fatigue import FatigueCorpus
 from avfuse.corpora.folder import FolderCorpus
 from avfuse.schema import PARTITIONS, RecordingError, UsageError
+from avfuse.spec import Source
 
 CHALLENGE = "annotations/VA_Estimation_Challenge"
 TEST_LIST = "names_of_videos_in_each_test_set/Valence_Arousal_Estimation_Challenge_test_set_release.txt"
@@ -39,12 +41,32 @@ def folder_tree(root: Path, trace: str | bytes = "valence,arousal\n0.5,-0.25\nna
         put(root, name)
 
 
-TREES: dict[str, Callable[..., None]] = {"aff_wild2": aff_wild2_tree, "folder": folder_tree}
+RATINGS_HEADER = "recording,subject,partition,start,end,value"
+RATINGS = f"{RATINGS_HEADER}\nday1/first,s1,train,0,2,3.5\nsecond,s2,validation,1,1.5,10\n"
+
+
+def fatigue_tree(root: Path, ratings: str | bytes = RATINGS) -> None:
+    put(root, "ratings.csv", ratings)
+    for name in ("day1/first.mp4", "second.avi", "day2/third.MP4"):
+        put(root, name)
+
+
+TREES: dict[str, Callable[..., None]] = {
+    "aff_wild2": aff_wild2_tree,
+    "folder": folder_tree,
+    "fatigue": fatigue_tree,
+}
+FIRST_TARGETS = {  # of the first frames, 0.04 s apart, of the recording to train on
+    "aff_wild2": {"valence": [0.5, np.nan], "arousal": [-0.25, np.nan]},
+    "folder": {"valence": [0.5, np.nan], "arousal": [-0.25, np.nan]},
+    "fatigue": {"fatigue": [3.5, 3.5]},
+}
 every_corpus = pytest.mark.parametrize("name", list(registry.CORPORA))
+every_corpus_of_traces = pytest.mark.parametrize("name", [name for name in registry.CORPORA if name != "fatigue"])
 
 
 def test_every_registered_corpus_has_a_tree() -> None:
-    assert set(TREES) == set(registry.CORPORA), "add a tree for the new corpus"
+    assert set(TREES) == set(FIRST_TARGETS) == set(registry.CORPORA), "add a tree for the new corpus"
 
 
 @every_corpus
@@ -54,7 +76,7 @@ def test_contract(name: str, tmp_path: Path) -> None:
     recordings = corpus.recordings()
     names = [recording.name for recording in recordings]
     assert corpus.layout
-    assert corpus.targets == ("valence", "arousal")
+    assert corpus.targets == tuple(FIRST_TARGETS[name])
     assert names == sorted(set(names))
     assert {recording.partition for recording in recordings} == set(PARTITIONS)
     for recording in recordings:
@@ -66,9 +88,8 @@ def test_contract(name: str, tmp_path: Path) -> None:
     trace = corpus.annotation(next(recording for recording in recordings if recording.partition == "train"))
     assert trace is not None
     assert trace.targets == corpus.targets
-    assert trace.time_s is None
     assert trace.values_FE.dtype == np.float64
-    np.testing.assert_array_equal(trace.values_FE, [[0.5, -0.25], [np.nan, np.nan]])
+    np.testing.assert_array_equal(trace.at(np.array([0.0, 0.04])).T, list(FIRST_TARGETS[name].values()))
 
 
 @every_corpus
@@ -123,7 +144,7 @@ def first_fault(name: str, root: Path, trace: str | bytes) -> RecordingError:
     return caught.value
 
 
-@every_corpus
+@every_corpus_of_traces
 @pytest.mark.parametrize("fault", list(FAULTS))
 def test_faulty_trace(name: str, fault: str, tmp_path: Path) -> None:
     trace, message = FAULTS[fault]
@@ -135,7 +156,7 @@ def test_faulty_trace(name: str, fault: str, tmp_path: Path) -> None:
         raise error
 
 
-@every_corpus
+@every_corpus_of_traces
 @pytest.mark.parametrize("trace", [b"\xef\xbb\xbfvalence,arousal\r\n0.5, 1\r\n\r\n", b"valence, arousal\n.5,+1e0"])
 def test_mark_line_ends_and_spaces(name: str, trace: bytes, tmp_path: Path) -> None:
     TREES[name](tmp_path, trace)
@@ -144,7 +165,7 @@ def test_mark_line_ends_and_spaces(name: str, trace: bytes, tmp_path: Path) -> N
     np.testing.assert_array_equal(annotation.values_FE, [[0.5, 1.0]])
 
 
-@every_corpus
+@every_corpus_of_traces
 def test_trace_that_vanished(name: str, tmp_path: Path) -> None:
     TREES[name](tmp_path)
     corpus = registry.load("corpus", name)(tmp_path)
@@ -367,3 +388,152 @@ def test_folder_refuses_names_that_differ_in_the_suffix(tmp_path: Path) -> None:
     put(tmp_path, "s/clip.avi")
     with pytest.raises(UsageError, match=r"two videos are named s/clip: .*clip.avi and .*clip.mp4"):
         FolderCorpus(tmp_path)
+
+
+def fatigue_corpus(root: Path, *rows: str) -> FatigueCorpus:
+    fatigue_tree(root, "\n".join((RATINGS_HEADER, *rows, "")))
+    return FatigueCorpus(root)
+
+
+def test_fatigue_recordings(tmp_path: Path) -> None:
+    put(tmp_path, "cafe\N{COMBINING ACUTE ACCENT}.mkv")
+    composed = "caf\N{LATIN SMALL LETTER E WITH ACUTE}"
+    recordings = fatigue_corpus(
+        tmp_path,
+        f"{composed},s3,test,0,1,0",
+        "second,s2,validation,0,1,2",
+        "day2/lost,s1,train,0,1,2",
+        "day1/first,s1,train,0,1,2",
+    ).recordings()
+    assert [(r.name, r.partition, r.subject, r.path.name, r.annotation_path is not None) for r in recordings] == [
+        (composed, "test", "s3", "cafe\N{COMBINING ACUTE ACCENT}.mkv", True),
+        ("day1/first", "train", "s1", "first.mp4", True),
+        ("day2/lost", "train", "s1", "lost.mp4", True),
+        ("day2/third", "test", "day2/third", "third.MP4", False),
+        ("second", "validation", "s2", "second.avi", True),
+    ]
+    with pytest.raises(RecordingError, match=r"day2/lost\.mp4 cannot be read") as caught:
+        Source.of(recordings[2], tmp_path)
+    assert caught.value.reason == "missing_file"
+
+
+def test_fatigue_steps(tmp_path: Path) -> None:
+    corpus = fatigue_corpus(
+        tmp_path,
+        "day1/first,s1,train,3,4.5,10",  # rows need no order
+        "second,s2,validation,0,25,5",
+        "day1/first,s1,train,1,2,0",
+        " day1/first , s1 , train , 2 , 2.5 , 7.5 ",
+    )
+    first, _, second = corpus.recordings()
+    trace = corpus.annotation(first)
+    assert trace is not None
+    frame_time_s = np.array([0, 0.999, 1, 1.999, 2, 2.499, 2.5, 2.999, 3, 4.499, 4.5, 60])
+    nan = np.nan
+    expected = [nan, nan, 0, 0, 7.5, 7.5, nan, nan, 10, 10, nan, nan]
+    np.testing.assert_array_equal(trace.at(frame_time_s)[:, 0], expected)
+    # Every frame from start up to, not including, end, at whatever rate time stamps are counted.
+    rated = corpus.annotation(second)
+    assert rated is not None
+    for fps, ticks_hz in ((10, 10_240), (25, 12_800), (24, 90_000), (30, 15_360)):
+        frame_time_s = np.arange(0, 26 * ticks_hz, ticks_hz // fps) * (1 / ticks_hz)
+        is_rated_F = np.arange(len(frame_time_s)) < 25 * fps
+        np.testing.assert_array_equal(rated.at(frame_time_s)[:, 0], np.where(is_rated_F, 5.0, nan))
+
+
+def test_fatigue_rating_that_changes_concerns_its_recording_alone(tmp_path: Path) -> None:
+    rows = ["second,s2,validation,0,1,2", "day1/first,s1,train,0,1,2", "day1/first,s1,train,1,2,3"]
+    before = [Source.of(recording, tmp_path) for recording in fatigue_corpus(tmp_path, *rows).recordings()]
+    moved = [Source.of(recording, tmp_path) for recording in fatigue_corpus(tmp_path, *rows[1:], rows[0]).recordings()]
+    rows[2] = "day1/first,s1,train,1,2,3.5"
+    after = [Source.of(recording, tmp_path) for recording in fatigue_corpus(tmp_path, *rows).recordings()]
+    assert before == moved
+    assert [old == new for old, new in zip(before, after, strict=True)] == [False, True, True]
+    assert [source.annotation_sha256 is None for source in before] == [False, True, False]
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ("0,1,10.5", "line 3: expected a value from 0 to 10, got 10.5; correct it, or remove the row if unrated"),
+        ("0,1,-0.5", "line 3: expected a value from 0 to 10, got -0.5"),
+        ("0,1,", "line 3: expected a number, got a blank field as value"),
+        ("0,1,nan", "line 3: expected a number, got 'nan' as value"),
+        ("0,1,tired", "line 3: expected a number, got 'tired' as value"),
+        ("0:00,1,5", "line 3: expected a number, got '0:00' as start"),
+        ("0,1e999,5", "line 3: expected a number, got '1e999' as end"),
+        ("2,2,5", "line 3: expected 0 <= start < end in seconds, got 2 to 2; correct the interval"),
+        ("3,2,5", "line 3: expected 0 <= start < end in seconds, got 3 to 2"),
+        ("-1,2,5", "line 3: expected 0 <= start < end in seconds, got -1 to 2"),
+        ("19.5,25,5", "line 3: expected an interval that starts at 20 or later, .*, got 19.5; let no two .* overlap"),
+        ("10,20,5", "line 3: expected an interval that starts at 20 or later, .*, got 10"),
+        ("0,10.5,5", "line 2: expected an interval that starts at 10.5 or later, .*, got 10"),
+    ],
+)
+def test_fatigue_fault_of_one_recording(row: str, message: str, tmp_path: Path) -> None:
+    rows = ("day1/first,s1,train,10,20,5", f"day1/first,s1,train,{row}", "second,s2,validation,0,1,2")
+    corpus = fatigue_corpus(tmp_path, *rows)
+    first, _, second = corpus.recordings()
+    assert corpus.annotation(second) is not None
+    with pytest.raises(RecordingError, match=rf"ratings\.csv, {message}") as caught:
+        corpus.annotation(first)
+    assert caught.value.reason == "annotation_invalid"
+
+
+_PATH_EXPECTED = "expected the path of a video below the root, with '/' and without suffix"
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ("day1/first,s1,train,0,1", "expected 6 comma-separated fields .*, got 5"),
+        ("day1/first,s1,train,0,1,2,3", "expected 6 comma-separated fields .*, got 7"),
+        ("", "expected 6 comma-separated fields .*, got a blank line"),
+        (",s1,train,0,1,2", f"{_PATH_EXPECTED}, got ''"),
+        ("../first,s1,train,0,1,2", f"{_PATH_EXPECTED}, got '../first'"),
+        ("/day1/first,s1,train,0,1,2", f"{_PATH_EXPECTED}, got '/day1/first'"),
+        ("day1/first.MP4,s1,train,0,1,2", f"{_PATH_EXPECTED}, got 'day1/first.MP4'; write it like 'videos/session-1'"),
+        (r"day1\first,s1,train,0,1,2", _PATH_EXPECTED),
+        ("day1/first,,train,0,1,2", "expected a subject, got a blank field"),
+        ("day1/first,s1,dev,0,1,2", r"expected a partition \(train, validation, test\), got 'dev'"),
+        (
+            "day1/first,s1,test,0,1,2",
+            "expected day1/first with the subject and partition of line 2, s1,train, got s1,test",
+        ),
+        ("day1/first,s2,train,0,1,2", "expected day1/first with .* of line 2, s1,train, got s2,train"),
+    ],
+)
+def test_fatigue_fault_in_who_is_where(row: str, message: str, tmp_path: Path) -> None:
+    rows = ("day1/first,s1,train,10,20,5", row, "second,s2,validation,0,1,2")
+    with pytest.raises(UsageError, match=rf"ratings\.csv, line 3: {message}"):
+        fatigue_corpus(tmp_path, *rows)
+
+
+@pytest.mark.parametrize(
+    ("ratings", "message"),
+    [
+        (b"", "line 1: expected a header, got an empty file"),
+        (b"day1/first,s1,train,0,1,2\n", f"line 1: expected the header '{RATINGS_HEADER}', got 'day1/first"),
+        (b"recording,subject,partition,end,start,value\na,b,train,1,0,1\n", "line 1: expected the header"),
+        (f"{RATINGS_HEADER}\n\n".encode(), "line 2: expected ratings below the header, got the end of the file"),
+        (RATINGS.encode("utf-16"), "line 1: expected UTF-8 text, got UTF-16"),
+        (RATINGS.encode() + b"\xe9\n", "line 4: expected UTF-8 text, got the byte 0xe9"),
+    ],
+)
+def test_fatigue_file_that_is_no_table_of_ratings(ratings: bytes, message: str, tmp_path: Path) -> None:
+    fatigue_tree(tmp_path, ratings)
+    with pytest.raises(UsageError, match=rf"ratings\.csv, {message}"):
+        FatigueCorpus(tmp_path)
+
+
+def test_fatigue_mark_line_ends_and_blank_lines_at_the_end(tmp_path: Path) -> None:
+    fatigue_tree(tmp_path, b"\xef\xbb\xbf" + RATINGS.replace("\n", "\r\n").encode() + b"\r\n \r\n")
+    corpus = FatigueCorpus(tmp_path)
+    assert [corpus.annotation(recording) is None for recording in corpus.recordings()] == [False, True, False]
+
+
+def test_fatigue_refuses_names_that_differ_in_the_suffix(tmp_path: Path) -> None:
+    fatigue_tree(tmp_path)
+    put(tmp_path, "day1/first.avi")
+    with pytest.raises(UsageError, match=r"two videos are named day1/first: .*first.avi and .*first.mp4"):
+        FatigueCorpus(tmp_path)

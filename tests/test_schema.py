@@ -76,6 +76,29 @@ def test_frames_beside_an_unrated_row_are_unrated() -> None:
     assert rated(annotation, np.arange(9) / 2) == pytest.approx(expected, nan_ok=True)
 
 
+def steps(values: list[float], time_s: list[float]) -> Annotation:
+    return Annotation(("valence",), np.array(values)[:, None], np.array(time_s), is_stepped=True)
+
+
+def test_steps_hold_until_the_next_row() -> None:
+    annotation = steps([3.5, NAN, 10.0], [1.0, 2.0, 4.0])
+    frame_time_s = [0.0, 0.999, 1.0, 1.5, 1.999, 2.0, 3.999, 4.0, 99.0]
+    expected = [NAN, NAN, 3.5, 3.5, 3.5, NAN, NAN, 10.0, 10.0]
+    np.testing.assert_array_equal(rated(annotation, frame_time_s), expected)
+
+
+def test_steps_begin_with_the_frame_at_their_time_however_it_is_rounded() -> None:
+    annotation = steps([0.0, 1.0], [0.0, 2.1])
+    for frame_time_s in (21 * (1 / 10), 2.1 - 4e-16, 2.1 - 5e-7):
+        assert rated(annotation, [frame_time_s]) == [1.0]
+    assert rated(annotation, [2.1 - 1e-3]) == [0.0]  # as far as a container may round its time stamps
+
+
+def test_steps_without_times_rate_frames_by_row() -> None:
+    annotation = Annotation(("valence",), np.array([[0.5], [NAN]]), is_stepped=True)
+    assert rated(annotation, [0.0, 0.1]) == pytest.approx([0.5, NAN], nan_ok=True)
+
+
 def test_targets_are_unrated_one_by_one() -> None:
     values_FE = np.array([[0.0, 1.0], [NAN, 0.0], [1.0, 1.0]])
     annotation = Annotation(("valence", "arousal"), values_FE, np.array([0.0, 1.0, 2.0]))

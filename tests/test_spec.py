@@ -48,3 +48,15 @@ def test_source_names_what_is_missing(tmp_path: Path) -> None:
     assert (source.file, source.sha256) == ("v.mp4", hashlib.sha256(b"123").hexdigest())
     text.write_text("y")
     assert Source.of(recording, tmp_path) != source
+
+
+def test_source_of_a_recording_that_shares_its_annotation_file(tmp_path: Path) -> None:
+    video, text = tmp_path / "v.mp4", tmp_path / "ratings.csv"
+    video.write_bytes(b"123")
+    text.write_text("v's and others'")
+    recording = Recording("v", video, "train", "v", text, annotation_sha256="ab" * 32)
+    source = Source.of(recording, tmp_path)
+    assert source.annotation_sha256 == "ab" * 32
+    text.write_text("v's and others', which changed")
+    assert Source.of(recording, tmp_path) == source
+    assert Source.of(dataclasses.replace(recording, annotation_sha256="cd" * 32), tmp_path) != source

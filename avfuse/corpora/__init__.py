@@ -8,7 +8,8 @@ Contract
 for. ``targets`` names the rated dimensions in column order. ``recordings()`` returns every recording, sorted by name,
 names unique. ``annotation(recording)`` reads one annotation file, NaN where unrated, or returns None for a recording
 without one; a file that does not follow its format raises `RecordingError("annotation_invalid")` that names the file
-and, where there is one, the line.
+and, where there is one, the line. Where one file rates several recordings, each of them carries the digest of its own
+part as ``annotation_sha256``: a changed rating then makes only its own recording be extracted again.
 """
 
 from abc import ABC, abstractmethod

@@ -120,17 +120,35 @@ def parse_rows(path: Path, lines: Sequence[str], columns: Sequence[str], *, blan
         raise invalid(path, 2, "rows of numbers below the header", "the end of the file", "write one row per frame")
     values = np.empty((len(rows), len(columns)))
     for index, row in enumerate(rows):
-        fields = row.split(",")
-        if len(fields) != len(columns):
-            got = f"{len(fields)} ({shown(row)})" if row.strip() else "a blank line"
-            expected = f"{len(columns)} comma-separated fields ({','.join(columns)})"
-            raise invalid(path, index + 2, expected, got, "write one number per column")
-        for column, field in enumerate(fields):
-            values[index, column] = _number(path, index + 2, columns[column], field.strip(), blank)
+        for column, field in enumerate(split_row(path, index + 2, row, columns)):
+            values[index, column] = parse_number(path, index + 2, columns[column], field, blank=blank)
     return values
 
 
-def _number(path: Path, line: int, column: str, field: str, blank: bool) -> float:
+def split_row(path: Path, line: int, row: str, columns: Sequence[str]) -> list[str]:
+    """Return the fields of a row, one per column, without the spaces around them.
+
+    Raises
+    ------
+    RecordingError
+        If there are more or fewer.
+    """
+    fields = row.split(",")
+    if len(fields) != len(columns):
+        got = f"{len(fields)} ({shown(row)})" if row.strip() else "a blank line"
+        expected = f"{len(columns)} comma-separated fields ({','.join(columns)})"
+        raise invalid(path, line, expected, got, "write one field per column")
+    return [field.strip() for field in fields]
+
+
+def parse_number(path: Path, line: int, column: str, field: str, *, blank: bool = False) -> float:
+    """Read one field; where `blank` allows it, an empty one or "nan" reads as NaN.
+
+    Raises
+    ------
+    RecordingError
+        If it is no finite number.
+    """
     if _NUMBER.fullmatch(field):
         value = float(field)
         if math.isfinite(value):
