@@ -29,6 +29,7 @@ _PUBLIC = {
     "UsageError": "avfuse.schema",
     "ccc": "avfuse.metrics.ccc",
     "load_head": "avfuse.checkpoint",
+    "predict_recording": "avfuse.dataset",
 }
 
 __all__ = [
@@ -44,11 +45,13 @@ __all__ = [
     "__version__",
     "ccc",
     "load_head",
+    "predict_recording",
 ]
 
 if TYPE_CHECKING:
     from avfuse.cache import FeatureCache
     from avfuse.checkpoint import load_head
+    from avfuse.dataset import predict_recording
     from avfuse.metrics.ccc import ccc
     from avfuse.options import DemoOptions, ExtractOptions, ReportOptions, TrainOptions
     from avfuse.schema import Annotation, Recording, UsageError

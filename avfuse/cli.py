@@ -7,10 +7,7 @@ standard output instead of tables.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import json
-import logging
 import math
 import os
 import signal
@@ -18,23 +15,18 @@ import sys
 import time
 import types
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 import click
 
 from avfuse import __version__, registry
-from avfuse.options import DemoOptions, ExtractOptions, ReportOptions, TrainOptions
+from avfuse.options import DemoOptions, ExtractOptions, ImportOptions, ReportOptions, TrainOptions
 from avfuse.schema import ReportTable, UsageError
-
-if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.progress import Progress
+from avfuse.terminal import print_json, print_table, set_up_logging, show_progress
 
 EXIT_MACHINE, EXIT_USAGE, EXIT_FAILURES = 1, 2, 3
-HEARTBEAT_S = 10.0
-PLAIN_WIDTH = 160
 
 
 class _FiniteRange(click.FloatRange):
@@ -105,7 +97,7 @@ def cli(verbose: bool, quiet: bool) -> None:
     extract turns videos into a cache of features once; fuse-train trains audio-visual fusion heads from that cache;
     report tabulates the concordance (CCC) of the runs. demo writes a corpus to try them on.
     """
-    _set_up_logging(verbose, quiet)
+    set_up_logging(verbose, quiet)
 
 
 @cli.command()
@@ -119,12 +111,12 @@ def demo(as_json: bool, **knobs: Any) -> None:
     """
     from avfuse.demo import demo as write_demo
 
-    with _progress("demo corpus") as show:
+    with show_progress("demo corpus") as show:
         summary = write_demo(
             DemoOptions(**knobs), lambda done, total: show(done, total, f"{done}/{total} recordings", done == total)
         )
     if as_json:
-        _print_json(summary)
+        print_json(summary)
     else:
         click.echo(f"{summary.recordings} recordings ({summary.frames} frames) in {summary.root}")
 
@@ -142,7 +134,7 @@ def extract(as_json: bool, **knobs: Any) -> None:
     from avfuse.extract import extract as run
 
     started_s = time.monotonic()
-    with _progress("extract") as show:
+    with show_progress("extract") as show:
 
         def on_progress(progress: ExtractProgress) -> None:
             speed = progress.num_clips / max(time.monotonic() - started_s, 1e-9)
@@ -153,7 +145,7 @@ def extract(as_json: bool, **knobs: Any) -> None:
 
         summary = run(ExtractOptions(**knobs), on_progress)
     if as_json:
-        _print_json(summary)
+        print_json(summary)
     else:
         _print_extract(summary)
     if summary.failures:
@@ -171,7 +163,7 @@ def fuse_train(as_json: bool, **knobs: Any) -> None:
     from avfuse.train import TrainProgress, train
 
     last: dict[int, str] = {}  # the last scored epoch of each seed
-    with _progress("fuse-train") as show:
+    with show_progress("fuse-train") as show:
 
         def on_progress(progress: TrainProgress) -> None:
             note = f"seed {progress.seed} epoch {progress.epoch}/{progress.num_epochs} loss {progress.loss:.3f}"
@@ -185,7 +177,7 @@ def fuse_train(as_json: bool, **knobs: Any) -> None:
 
         summaries = train(TrainOptions(**knobs), on_progress)
     if as_json:
-        _print_json({"runs": [dataclasses.asdict(summary) for summary in summaries]})
+        print_json({"runs": [dataclasses.asdict(summary) for summary in summaries]})
         return
     targets = list(summaries[0].ccc)
     columns = ("run", "seed", "parameters", "best epoch", *(f"CCC {target}" for target in targets), "mean CCC", "s")
@@ -201,7 +193,7 @@ def fuse_train(as_json: bool, **knobs: Any) -> None:
         )
         for item in summaries
     ]
-    _print_table(ReportTable("", columns, tuple(rows), (), (f"runs in {Path(summaries[0].run).parent}",)))
+    print_table(ReportTable("", columns, tuple(rows), (), (f"runs in {Path(summaries[0].run).parent}",)))
 
 
 @cli.command()
@@ -218,7 +210,7 @@ def report(**knobs: Any) -> None:
         raise UsageError(f"--out {options.out}: the folder {options.out.parent} does not exist")
     table = run(options)
     if options.format is None and options.out is None:
-        _print_table(table)
+        print_table(table)
         return
     text = registry.load("format", options.format or "markdown")(table)
     if options.out is None:
@@ -226,6 +218,40 @@ def report(**knobs: Any) -> None:
     else:
         options.out.write_text(text, encoding="utf-8")
         click.echo(f"wrote {options.out}", err=True)
+
+
+@cli.group()
+def checkpoint() -> None:
+    """Weights that others published."""
+
+
+@checkpoint.command("import")
+@knobs_of(ImportOptions)
+@_as_json
+def import_(as_json: bool, **knobs: Any) -> None:
+    """Turn the published fusion checkpoint FILE into a run, to be used like one trained here.
+
+    FILE is a checkpoint of recursive joint attention or of joint cross attention as their authors released them. With
+    --cache the run is scored on the validation partition of that cache, and takes its place in reports.
+    """
+    from avfuse.published import import_checkpoint
+
+    with show_progress("checkpoint import") as show:
+        summary = import_checkpoint(
+            ImportOptions(**knobs), lambda done, total: show(done, total, f"{done}/{total} windows", done == total)
+        )
+    if as_json:
+        print_json(summary)
+        return
+    rows = [
+        ("head", summary.head),
+        ("options", summary.head_options),
+        ("targets", ", ".join(summary.targets)),
+        ("parameters", f"{summary.num_parameters:,}"),
+        *((f"CCC {target}", f"{value:.3f}") for target, value in summary.ccc.items()),
+        ("run", summary.run),
+    ]
+    print_table(ReportTable("", ("checkpoint", ""), tuple(rows), ()))
 
 
 def main() -> NoReturn:
@@ -263,70 +289,6 @@ def _say_error(message: str) -> None:
     click.echo(f"{click.style('Error:', fg='red', bold=True)} {message}", err=True)
 
 
-def _set_up_logging(verbose: bool, quiet: bool) -> None:
-    from rich.logging import RichHandler
-
-    level = logging.ERROR if quiet else logging.INFO if verbose else logging.WARNING
-    handler: logging.Handler
-    if sys.stderr.isatty():
-        handler = RichHandler(console=_console(), show_path=False, log_time_format="%X")
-        layout = "%(message)s"
-    else:
-        handler = logging.StreamHandler()
-        layout = "%(asctime)s %(levelname)s %(message)s"
-    logging.basicConfig(level=level, format=layout, handlers=[handler], force=True)
-
-
-def _console(stderr: bool = True) -> Console:
-    from rich.console import Console
-
-    stream = sys.stderr if stderr else sys.stdout
-    width = None if stream.isatty() or "COLUMNS" in os.environ else PLAIN_WIDTH
-    return Console(file=stream, width=width, highlight=False)
-
-
-@contextlib.contextmanager
-def _progress(title: str) -> Iterator[Callable[..., None]]:
-    """Show a bar on a terminal, or a plain line now and then elsewhere; yield what moves it."""
-    if logging.getLogger().level >= logging.ERROR:
-        yield lambda *_, **__: None
-    elif not sys.stderr.isatty():
-        yield _plain_lines(title)
-    else:
-        with _bar() as bar:
-            task = bar.add_task(title, total=None, note="starting")
-
-            def move(done: float, total: float, note: str, milestone: bool = False) -> None:
-                bar.update(task, completed=done, total=total, note=note)
-
-            yield move
-
-
-def _bar() -> Progress:
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-    layout = (
-        "{task.description}",
-        BarColumn(),
-        TextColumn("{task.fields[note]}"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    return Progress(*layout, console=_console(), transient=True)
-
-
-def _plain_lines(title: str) -> Callable[..., None]:
-    last_s = [-math.inf]
-
-    def move(done: float, total: float, note: str, milestone: bool = False) -> None:
-        now_s = time.monotonic()
-        if milestone or now_s - last_s[0] >= HEARTBEAT_S:
-            last_s[0] = now_s
-            click.echo(f"{title}: {note}", err=True)
-
-    return move
-
-
 def _print_extract(summary: Any) -> None:
     rows = [
         ("recordings", f"{summary.num_recordings}"),
@@ -338,37 +300,6 @@ def _print_extract(summary: Any) -> None:
         ("time", f"{summary.elapsed_s:.0f} s"),
         ("store", str(summary.store)),
     ]
-    _print_table(ReportTable("", ("extract", ""), tuple(rows), ()))
+    print_table(ReportTable("", ("extract", ""), tuple(rows), ()))
     for failure in summary.failures:
         click.echo(f"failed: {failure.recording}: {failure.reason}: {failure.message}")
-
-
-def _print_table(table: ReportTable) -> None:
-    from rich.table import Table
-    from rich.text import Text
-
-    console = _console(stderr=False)
-    if table.title:
-        console.print(Text(table.title, style="bold"))
-    shown = Table()
-    for position, column in enumerate(table.columns):
-        shown.add_column(column, overflow="fold", no_wrap=position == 0)
-    for row in table.rows:
-        shown.add_row(*(Text(cell) for cell in row))
-    console.print(shown)
-    for note in table.notes:
-        console.print(Text(note), soft_wrap=True)
-
-
-def _print_json(values: Any) -> None:
-    plain = dataclasses.asdict(values) if dataclasses.is_dataclass(values) and not isinstance(values, type) else values
-    click.echo(json.dumps(_without_nan(plain), default=str))
-
-
-def _without_nan(values: Any) -> Any:
-    """Replace NaN, which JSON does not have, by null."""
-    if isinstance(values, dict):
-        return {key: _without_nan(value) for key, value in values.items()}
-    if isinstance(values, (list, tuple)):
-        return [_without_nan(value) for value in values]
-    return None if isinstance(values, float) and not math.isfinite(values) else values

@@ -7,7 +7,7 @@ is positional.
 
 import os
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,47 @@ from avfuse import registry
 from avfuse.schema import UsageError
 
 CACHE_VARIABLE = "AVFUSE_CACHE"
+HALF_A_WINDOW = "half a window"
+
+PROTOCOLS: dict[str, dict[str, Any]] = {
+    "default": {
+        "batch_size": 32,
+        "epochs": 50,
+        "learning_rate": 1e-4,
+        "schedule": "plateau",
+        "patience": 8,
+        "gradient_clip": 1.0,
+        "loss": "ccc",
+        "windows": "all",
+        "order": "shuffled",
+        "overlap": HALF_A_WINDOW,
+    },
+    "released": {
+        "batch_size": 64,
+        "epochs": 50,
+        "learning_rate": 1e-4,
+        "schedule": "released",
+        "patience": 50,
+        "gradient_clip": 0.0,
+        "loss": "released",
+        "windows": "complete",
+        "order": "recorded",
+        "overlap": 0,
+    },
+}
+"""What a training protocol sets where the user does not: knob -> value.
+
+``released`` is the training of the code that was published with arXiv 2304.07958, its faults included, for those who
+must compare with it: a learning rate that jumps tenfold after six epochs, no early stop, no clipping, a loss without a
+guard, windows that must be full and labelled throughout, in the order of the recordings. It does not reproduce
+
+- the fp16 autocast with a gradient scaler (`amp` is fp32 or bf16);
+- the ten training videos that the release skips by name, which a corpus may leave out;
+- its hop of 1, that is 32 phases, which is ``avfuse extract --hop 1``; and its colour jitter, as features are cached;
+- its choice of the epoch, by predictions that are smoothed and scored over unrated frames too.
+"""
+DEMO_SUBJECTS = {"aff_wild2": 32, "fatigue": 16}
+DEMO_DURATION_S = {"aff_wild2": 20.5, "fatigue": 150.0}
 
 
 def knob(
@@ -33,6 +74,12 @@ def knob(
     """
     metadata = {"help": help, "choices": choices, "minimum": minimum, "argument": argument, "flag": flag}
     return field(default=default, metadata={**metadata, "record": record})
+
+
+def protocol_knob(name: str, help: str, **arguments: Any) -> Any:
+    """Declare a knob that the protocol sets unless it is given; the help text shows what each protocol makes of it."""
+    shown = "; ".join(f"{protocol}: {values[name]}" for protocol, values in PROTOCOLS.items())
+    return knob(None, f"{help}  [{shown}]", **arguments)
 
 
 def parse_assignments(assignments: tuple[str, ...]) -> dict[str, Any]:
@@ -77,13 +124,27 @@ def cache_home(given: Path | None) -> Path:
     return Path(given or os.environ.get(CACHE_VARIABLE) or "cache")
 
 
+def _by_corpus(defaults: Mapping[str, float]) -> str:
+    return ", ".join(f"{value:g} for {corpus}" for corpus, value in defaults.items())
+
+
 @dataclass(frozen=True)
 class DemoOptions:
     """Knobs of ``avfuse demo``."""
 
     root: Path = knob(help="Folder to write the corpus to.", argument="ROOT")
-    subjects: int = knob(32, "Number of subjects, one recording each; a quarter is held out for validation.", minimum=4)
-    duration_s: float = knob(20.5, "Length of each recording in seconds.", minimum=4.0)
+    corpus: str = knob(
+        "aff_wild2", "What to write: valence and arousal, or long sessions of fatigue.", choices=tuple(DEMO_SUBJECTS)
+    )
+    subjects: int | None = knob(
+        None,
+        "Number of subjects, one recording each; a quarter is held out for validation.  "
+        f"[default: {_by_corpus(DEMO_SUBJECTS)}]",
+        minimum=4,
+    )
+    duration_s: float | None = knob(
+        None, f"Length of each recording in seconds.  [default: {_by_corpus(DEMO_DURATION_S)}]", minimum=4.0
+    )
     seed: int = knob(0, "Seed; equal seeds give equal traces, pictures and sounds.", minimum=0)
     num_workers: int = knob(0, "Processes that render side by side; 0 takes one per core.", minimum=0, record=False)
 
@@ -121,7 +182,16 @@ class ExtractOptions:
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """Knobs of ``avfuse fuse-train``."""
+    """Knobs of ``avfuse fuse-train``.
+
+    Those that the protocol sets (see `PROTOCOLS`) are filled in where they are not given, and `dataclasses.replace`
+    takes them as given from then on.
+
+    Raises
+    ------
+    UsageError
+        If the protocol, or the value of a knob with choices, is not known.
+    """
 
     cache: Path | None = knob(
         None, f"A feature store, or the folder that holds it.  [default: ${CACHE_VARIABLE}, else ./cache]", record=False
@@ -130,12 +200,36 @@ class TrainOptions:
     head_option: tuple[str, ...] = knob((), "An argument of the head as KEY=VALUE, e.g. recursions=2.")
     num_clips: int = knob(16, "Clips per window (T).", minimum=2)
     spacing: int = knob(32, "Frames between the clips of a window; a multiple of the cache's hop.", minimum=1)
-    batch_size: int = knob(32, "Windows per training step.", minimum=1)
-    epochs: int = knob(50, "Epochs at most.", minimum=1)
-    learning_rate: float = knob(1e-4, "Step size of Adam.", minimum=0.0)
+    protocol: str = knob("default", "What sets the knobs that are not given.", choices=tuple(PROTOCOLS), record=False)
+    batch_size: int = protocol_knob("batch_size", "Windows per training step.", minimum=1)
+    epochs: int = protocol_knob("epochs", "Epochs at most.", minimum=1)
+    learning_rate: float = protocol_knob("learning_rate", "Step size of Adam.", minimum=0.0)
+    schedule: str = protocol_knob(
+        "schedule",
+        "How the step size changes: halved on a plateau, or tenfold from the seventh epoch on, then decaying.",
+        choices=("plateau", "released"),
+    )
     plateau: int = knob(3, "Epochs without a better validation CCC before the step size is halved.", minimum=1)
-    patience: int = knob(8, "Epochs without a better validation CCC before training ends.", minimum=1)
-    gradient_clip: float = knob(1.0, "Largest norm of the gradient; 0 turns clipping off.", minimum=0.0)
+    patience: int = protocol_knob("patience", "Epochs without a better validation CCC before training ends.", minimum=1)
+    gradient_clip: float = protocol_knob(
+        "gradient_clip", "Largest norm of the gradient; 0 turns clipping off.", minimum=0.0
+    )
+    loss: str = protocol_knob(
+        "loss",
+        "1 - CCC, as it is scored, or as the release has it: summed over the targets and without a guard.",
+        choices=("ccc", "released"),
+    )
+    windows: str = protocol_knob(
+        "windows",
+        "Windows trained on: all with a rated clip, or full ones whose clips have a rating in their last frames.",
+        choices=("all", "complete"),
+    )
+    order: str = protocol_knob(
+        "order", "Order of the windows: shuffled every epoch, or as recorded.", choices=("shuffled", "recorded")
+    )
+    overlap: int = protocol_knob(
+        "overlap", "Clips that consecutive windows of a prediction share; shared ones are averaged.", minimum=0
+    )
     amp: str = knob("off", "Mixed precision.", choices=("off", "bf16"))
     seed: tuple[int, ...] = knob((0,), "Seed of a run; give it several times for several runs.", minimum=0)
     out: Path | None = knob(
@@ -143,11 +237,38 @@ class TrainOptions:
     )
     device: str = knob("auto", "auto, cpu, cuda or cuda:N.", record=False)
 
+    def __post_init__(self) -> None:
+        _refuse_unknown(self, "protocol")
+        for name, value in PROTOCOLS[self.protocol].items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, self.num_clips // 2 if value == HALF_A_WINDOW else value)
+        _refuse_unknown(self, "schedule", "loss", "windows", "order", "amp")
+
+
+def _refuse_unknown(options: TrainOptions, *names: str) -> None:
+    """Refuse a value that is none of its knob's choices; the command line does, but Python may give any."""
+    choices = {item.name: item.metadata["choices"] for item in fields(options)}
+    for name in names:
+        if getattr(options, name) not in choices[name]:
+            raise UsageError(f"unknown {name} '{getattr(options, name)}'; known: {', '.join(choices[name])}")
+
 
 @dataclass(frozen=True)
 class ReportOptions:
     """Knobs of ``avfuse report``."""
 
     runs: tuple[Path, ...] = knob(help="Runs, or folders of runs.", argument="RUN...")
+    title: str | None = knob(None, "Heading of the table.  [default: Validation CCC on DATA SET]")
     format: str | None = knob(None, "Write the table in this format.", choices=tuple(registry.FORMATS))
     out: Path | None = knob(None, "File to write to instead of the terminal.", flag="--out")
+
+
+@dataclass(frozen=True)
+class ImportOptions:
+    """Knobs of ``avfuse checkpoint import``."""
+
+    file: Path = knob(help="Checkpoint file (.pt, .pth or .safetensors).", argument="FILE")
+    out: Path | None = knob(None, "The run to write.  [default: runs/imported/<file>-<digest>/seed-0 in the cache]")
+    cache: Path | None = knob(None, "Score the run on the validation partition of this feature store, or folder.")
+    batch_size: int = knob(32, "Windows per forward pass.", minimum=1)
+    device: str = knob("auto", "auto, cpu, cuda or cuda:N.")

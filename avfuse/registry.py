@@ -14,6 +14,7 @@ from avfuse.schema import UsageError
 CORPORA = {
     "aff_wild2": "avfuse.corpora.aff_wild2:AffWild2Corpus",
     "folder": "avfuse.corpora.folder:FolderCorpus",
+    "fatigue": "avfuse.corpora.fatigue:FatigueCorpus",
 }
 ENCODERS = {
     "r3d": "avfuse.encoders.r3d:R3DEncoder",
@@ -22,6 +23,10 @@ ENCODERS = {
 HEADS = {
     "recursive_joint_attention": "avfuse.fusion.recursive_joint_attention:RecursiveJointAttention",
     "concat": "avfuse.fusion.concat:ConcatFusion",
+    "leader_follower": "avfuse.fusion.leader_follower:LeaderFollower",
+    "cross_attention": "avfuse.fusion.cross_attention:CrossAttention",
+    "joint_cross_attention": "avfuse.fusion.joint_cross_attention:JointCrossAttention",
+    "lstm_transformer": "avfuse.fusion.lstm_transformer:LSTMTransformer",
     "audio_only": "avfuse.fusion.audio_only:AudioOnly",
     "visual_only": "avfuse.fusion.visual_only:VisualOnly",
 }

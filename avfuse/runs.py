@@ -14,6 +14,7 @@ Every file is written aside and renamed; `run.json` with ``"complete": true`` co
 import dataclasses
 import io
 import json
+import subprocess
 import zipfile
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,6 +24,7 @@ from typing import Any
 
 import numpy as np
 
+from avfuse import __version__, registry
 from avfuse.atomic import write_atomically
 from avfuse.schema import Predictions, UsageError
 
@@ -56,6 +58,8 @@ class RunRecord:
         Digest of the training and validation recordings that the cache held.
     versions : dict
         Versions of avfuse and of the packages that shape the numbers.
+    revision : str
+        What code made the run, see `code_revision`; where other code took it up, both in order: "first, second".
     summary : dict
         Filled when training ends: best epoch, epochs, number of parameters, seconds, validation CCC per target.
     complete : bool
@@ -70,6 +74,7 @@ class RunRecord:
     dataset: str
     features: str = ""
     versions: dict[str, str] = field(default_factory=dict)
+    revision: str = ""
     summary: dict[str, Any] = field(default_factory=dict)
     complete: bool = False
     format_version: int = FORMAT_VERSION
@@ -86,6 +91,28 @@ class RunRecord:
             "fingerprint": self.fingerprint,
             "features": self.features,
         }
+
+
+def code_revision(package: Path = Path(__file__).parent) -> str:
+    """Return what code a package is: the commit of the checkout that it lies in, else the version of avfuse.
+
+    The commit is twelve digits, with "+changes" behind them where a tracked file of the package differs from it. A
+    checkout counts if it tracks the package: an environment inside somebody's repository does not make it theirs.
+    """
+    commit = _git(package, "rev-parse", "HEAD")
+    if not commit or not _git(package, "ls-files", "--", "__init__.py"):
+        return __version__
+    changes = _git(package, "status", "--porcelain", "--untracked-files=no", "--", ".")
+    return commit[:12] + ("+changes" if changes else "")
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    """Return what git says in a folder; nothing, where there is no git or it refuses."""
+    command = ("git", "--no-optional-locks", "-C", str(folder), *arguments)
+    try:
+        return subprocess.run(command, capture_output=True, errors="replace", check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return ""
 
 
 def write_run(run: Path, record: RunRecord) -> None:
@@ -178,6 +205,8 @@ def read_predictions(run: Path) -> list[Predictions]:
     """
     path = run / PREDICTIONS_FILE
     if not path.is_file():
+        if read_run(run).complete:
+            raise UsageError(f"{run} was imported without a cache to score it on; import it again with --cache")
         raise UsageError(f"{run} holds no {PREDICTIONS_FILE}: its training did not end; start it again to go on")
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
@@ -203,3 +232,18 @@ def _unpack_predictions(arrays: Mapping[str, Any]) -> list[Predictions]:
         )
         for i in range(len(names["recording"]))
     ]
+
+
+def ccc_by_target(predictions: Sequence[Predictions]) -> dict[str, float]:
+    """Return the CCC of each target over the rated frames of all recordings together.
+
+    It is NaN where it is not defined: so also where a head diverged, and what it predicts is not finite.
+    """
+    ccc = registry.load("metric", "ccc")
+    prediction_FE = np.concatenate([item.prediction_FE for item in predictions])
+    target_FE = np.concatenate([item.target_FE for item in predictions])
+    is_finite_E = np.isfinite(prediction_FE).all(axis=0)
+    return {
+        target: float(ccc(prediction_FE[:, column], target_FE[:, column])) if is_finite_E[column] else float("nan")
+        for column, target in enumerate(predictions[0].targets)
+    }

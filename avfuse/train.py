@@ -1,9 +1,10 @@
 """Stage 2: a fusion head, trained from the cache.
 
-Every epoch visits each rated window of the training partition once, in an order drawn from the seed and the epoch. The
-validation partition is then predicted, each clip once, and scored as a report scores it: CCC over its rated frames. The
-best epoch's head is kept. An epoch is the unit of resumption: whatever it draws follows from (seed, epoch), so a run
-that was killed anywhere ends with the very weights of one that was not.
+Every epoch visits each rated window of the training partition once, in an order drawn from the seed and the epoch (or
+as the protocol has it; see `avfuse.options.PROTOCOLS`). The validation partition is then predicted, clips that stand in
+several windows by their mean, and scored as a report scores it: CCC over its rated frames. The best epoch's head is
+kept. An epoch is the unit of resumption: whatever it draws follows from (seed, epoch), so a run that was killed
+anywhere ends with the very weights of one that was not. A training whose loss is no longer finite ends there.
 """
 
 from __future__ import annotations
@@ -20,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
@@ -30,13 +30,14 @@ from avfuse.cache import FeatureCache
 from avfuse.dataset import WindowedPartition, feature_moments
 from avfuse.device import choose_device
 from avfuse.fusion import FusionHead
-from avfuse.losses import ccc_loss
+from avfuse.losses import LOSSES
 from avfuse.options import TrainOptions, cache_home, parse_assignments
 from avfuse.schema import Batch, Predictions, UsageError
 
 log = logging.getLogger(__name__)
 
 MAX_SEED = 2**53  # whole numbers up to here survive JSON
+_PROGRESS = ("epoch", "best_epoch", "best_ccc", "elapsed_s", "diverged")
 _PER_RUN = ("head", "head_option", "seed")  # recorded by name in a run's record, not among its other options
 
 
@@ -111,20 +112,26 @@ class _Training:
     best_epoch: int = 0
     best_ccc: float = -math.inf
     elapsed_s: float = 0.0
+    diverged: bool = False
+
+    def is_over(self, options: TrainOptions) -> bool:
+        """Whether there is nothing left to train for: weights that are not finite never become finite again."""
+        is_stale = self.epoch - self.best_epoch >= options.patience
+        return self.epoch >= options.epochs or is_stale or self.diverged
 
     def state(self) -> dict[str, Any]:
         return {
             "head": self.head.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
-            **{name: getattr(self, name) for name in ("epoch", "best_epoch", "best_ccc", "elapsed_s")},
+            **{name: getattr(self, name) for name in _PROGRESS},
         }
 
     def restore(self, state: dict[str, Any]) -> None:
         self.head.load_state_dict(state["head"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
-        for name in ("epoch", "best_epoch", "best_ccc", "elapsed_s"):
+        for name in _PROGRESS:
             setattr(self, name, state[name])
 
 
@@ -158,7 +165,8 @@ def train(
             continue
         data = data or _load_data(options, cache)
         with _deterministic(data.device):
-            summaries.append(_train_run(_Run(place, record, arguments, options, data, on_progress)))
+            run = _Run(place, _going_on(place, record), arguments, options, data, on_progress)
+            summaries.append(_train_run(run))
     return summaries
 
 
@@ -179,6 +187,7 @@ def _record(options: TrainOptions, head_options: dict[str, Any], cache: FeatureC
         dataset=cache.spec.dataset,
         features=cache.digest(("train", "validation")),
         versions={name: version(name) for name in ("avfuse", "torch", "numpy", "zarr")},
+        revision=runs.code_revision(),
     )
 
 
@@ -199,6 +208,14 @@ def _is_complete(place: Path, record: runs.RunRecord) -> bool:
     return found.complete
 
 
+def _going_on(place: Path, record: runs.RunRecord) -> runs.RunRecord:
+    """Return the record of a run that starts now; where an interrupted one goes on, its code is named first."""
+    if not all((place / name).is_file() for name in (runs.RUN_FILE, runs.STATE_FILE)):
+        return record
+    revisions = [*runs.read_run(place).revision.split(", "), record.revision]
+    return dataclasses.replace(record, revision=", ".join(filter(None, dict.fromkeys(revisions))))
+
+
 def _cache_arguments(options: TrainOptions, cache: FeatureCache) -> dict[str, Any]:
     """Return the arguments of a head that follow from the features and the windows."""
     return {
@@ -212,8 +229,9 @@ def _cache_arguments(options: TrainOptions, cache: FeatureCache) -> dict[str, An
 
 def _load_data(options: TrainOptions, cache: FeatureCache) -> _Data:
     device = choose_device(options.device)
-    training = WindowedPartition(cache, "train", options.num_clips, options.spacing)
-    validation = WindowedPartition(cache, "validation", options.num_clips, options.spacing)
+    grid = (options.num_clips, options.spacing)
+    training = WindowedPartition(cache, "train", *grid, complete=options.windows == "complete")
+    validation = WindowedPartition(cache, "validation", *grid, overlap=options.overlap)
     for partition, name in ((training, "train"), (validation, "validation")):
         target_NE = np.concatenate(partition.target_NE)
         for target, values_N in zip(cache.spec.targets, target_NE.T, strict=True):
@@ -240,11 +258,11 @@ def _deterministic(device: torch.device) -> Iterator[None]:
 
 def _train_run(run: _Run) -> TrainSummary:
     training = _start(run)
-    while training.epoch < run.options.epochs and training.epoch - training.best_epoch < run.options.patience:
+    while not training.is_over(run.options):
         started_s = time.monotonic()
         epoch = training.epoch + 1
         loss = _train_epoch(run, training, epoch)
-        ccc = _score(_predict(training.head, run.options, run.data))
+        ccc = runs.ccc_by_target(_predict(training.head, run.options, run.data))
         metrics = {
             "epoch": epoch,
             "loss": loss,
@@ -278,15 +296,20 @@ def _start(run: _Run) -> _Training:
 
 def _train_epoch(run: _Run, training: _Training, epoch: int) -> float:
     """Visit every rated window of the training partition once; return the mean loss."""
-    options, device, windows = run.options, run.data.device, run.data.train
+    options, device, partition = run.options, run.data.device, run.data.train
     torch.manual_seed(_epoch_seed(run.record.seed, epoch))
-    rated = windows.rated_windows()
-    places = [rated[i] for i in torch.randperm(len(rated)).tolist()]
+    places = partition.rated_windows()
+    if options.order == "recorded":
+        places.sort(key=lambda place: partition.windows[place])
+    else:
+        places = [places[i] for i in torch.randperm(len(places)).tolist()]
     head, optimizer = training.head.train(), training.optimizer
+    if options.schedule == "released":  # whatever the plateau made of it, as in the release
+        optimizer.param_groups[0]["lr"] = _released_rate(options.learning_rate, epoch - 1)
     num_done, total = 0, 0.0
-    for chosen, batch in windows.batches(places, options.batch_size):
+    for chosen, batch in partition.batches(places, options.batch_size):
         trace_BTE = _trace(head, batch, options, device)
-        loss = ccc_loss(trace_BTE, batch.target_BTE.to(device), batch.mask_BT.to(device))
+        loss = LOSSES[options.loss](trace_BTE, batch.target_BTE.to(device), batch.mask_BT.to(device))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         if options.gradient_clip:
@@ -298,11 +321,19 @@ def _train_epoch(run: _Run, training: _Training, epoch: int) -> float:
     return total / len(places)
 
 
+def _released_rate(learning_rate: float, epoch: int) -> float:
+    """Return the step size that the released code sets at the start of an epoch, counted from 0."""
+    return learning_rate if epoch <= 5 else 10 * learning_rate * 0.8 ** ((epoch - 5) // 2)
+
+
 def _keep(run: _Run, training: _Training, metrics: dict[str, Any]) -> None:
     """Take an epoch's result into account and put the state on disk; the state comes last, so it is never ahead."""
     # An undefined CCC (a constant trace) is never better than a defined one.
     ccc = metrics["mean_ccc"] if math.isfinite(metrics["mean_ccc"]) else -1.0
     training.epoch = metrics["epoch"]
+    training.diverged = not math.isfinite(metrics["loss"])
+    if training.diverged:
+        log.warning("%s diverged: its loss is not finite in epoch %d; training ends", run.place, training.epoch)
     training.elapsed_s += metrics["elapsed_s"]
     training.schedule.step(ccc)
     if ccc > training.best_ccc:
@@ -325,25 +356,9 @@ def _trace(head: FusionHead, batch: Batch, options: TrainOptions, device: torch.
 
 
 def _predict(head: FusionHead, options: TrainOptions, data: _Data) -> list[Predictions]:
-    """Predict the validation partition, each clip exactly once."""
+    """Predict the validation partition."""
     head.eval()
-    traces: dict[int, npt.NDArray[np.float32]] = {}
-    with torch.inference_mode():
-        for places, batch in data.validation.batches(range(len(data.validation.windows)), options.batch_size):
-            trace_BTE = _trace(head, batch, options, data.device).float().cpu().numpy()
-            traces.update(zip(places, trace_BTE, strict=True))
-    return data.validation.predictions(traces)
-
-
-def _score(predictions: list[Predictions]) -> dict[str, float]:
-    """Return the CCC of each target over the rated frames of all recordings together."""
-    ccc = registry.load("metric", "ccc")
-    prediction_FE = np.concatenate([item.prediction_FE for item in predictions])
-    target_FE = np.concatenate([item.target_FE for item in predictions])
-    return {
-        target: float(ccc(prediction_FE[:, column], target_FE[:, column]))
-        for column, target in enumerate(predictions[0].targets)
-    }
+    return data.validation.predict(lambda batch: _trace(head, batch, options, data.device), options.batch_size)
 
 
 def _finish(run: _Run, training: _Training) -> TrainSummary:
@@ -351,7 +366,7 @@ def _finish(run: _Run, training: _Training) -> TrainSummary:
     head = checkpoint.load_head(run.place).to(run.data.device)
     predictions = _predict(head, run.options, run.data)
     runs.write_predictions(run.place, predictions)
-    ccc = _score(predictions)
+    ccc = runs.ccc_by_target(predictions)
     summary = {
         "num_parameters": sum(parameter.numel() for parameter in head.parameters()),
         "best_epoch": training.best_epoch,

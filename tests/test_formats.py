@@ -19,8 +19,8 @@ TABLE = ReportTable(
     columns=("head", "options", "CCC valence"),
     rows=(("concat", NASTY, "0.512 ± 0.013"), ("[x]", "*", "\N{EN DASH}"), ("two\nlines", "", "0.1")),
     records=(
-        {"head": "concat", "options": NASTY, "ccc": 0.1 + 0.2, "sd": None, "seeds": 2},
-        {"head": "two\nlines\r\n", "options": "", "ccc": math.nan, "sd": math.inf, "seeds": 1},
+        {"head": "concat", "options": NASTY, "ccc": 0.1 + 0.2, "sd": None, "seeds": 2, "runs": ["/a/seed-0", "/a/b"]},
+        {"head": "two\nlines\r\n", "options": "", "ccc": math.nan, "sd": math.inf, "seeds": 1, "runs": []},
     ),
     notes=("First note.", NASTY),
 )
@@ -46,10 +46,12 @@ def test_contract(name: str) -> None:
 
 def test_csv_reads_back_equal() -> None:
     text = render("csv")
-    assert text.startswith("head,options,ccc,sd,seeds\n")
+    assert text.startswith("head,options,ccc,sd,seeds,runs\n")
     first, second = csv.DictReader(io.StringIO(text, newline=""))
-    assert first == {"head": "concat", "options": NASTY, "ccc": "0.30000000000000004", "sd": "", "seeds": "2"}
-    assert second == {"head": "two\nlines\r\n", "options": "", "ccc": "nan", "sd": "inf", "seeds": "1"}
+    expected = {"head": "concat", "options": NASTY, "ccc": "0.30000000000000004", "sd": "", "seeds": "2"}
+    assert first == {**expected, "runs": "/a/seed-0 /a/b"}
+    expected = {"head": "two\nlines\r\n", "options": "", "ccc": "nan", "sd": "inf", "seeds": "1"}
+    assert second == {**expected, "runs": ""}
     assert float(first["ccc"]) == TABLE.records[0]["ccc"]
 
 

@@ -1,10 +1,14 @@
-"""The loss is one minus the metric, and stays finite where the metric is not defined."""
+"""The loss is one minus the metric, and stays finite where the metric is not defined; the release's is neither."""
+
+import dataclasses
+import math
 
 import pytest
 import torch
 
-from avfuse.losses import ccc_loss
+from avfuse.losses import LOSSES, ccc_loss, released_loss
 from avfuse.metrics.ccc import ccc
+from avfuse.options import TrainOptions
 
 NAN = float("nan")
 
@@ -131,3 +135,77 @@ def test_bfloat16_is_computed_in_float32(batch):
         loss = ccc_loss(trace.bfloat16(), target.float(), mask)
     assert loss.dtype == torch.float32
     assert torch.equal(loss, ccc_loss(trace.bfloat16().float(), target.float(), mask))
+
+
+def test_every_loss_can_be_chosen():
+    (knob,) = [field for field in dataclasses.fields(TrainOptions) if field.name == "loss"]
+    assert tuple(LOSSES) == knob.metadata["choices"]
+
+
+def released_loop(trace, target, mask):
+    """The released loss, one number at a time."""
+    total = 0.0
+    for e in range(target.shape[2]):
+        pairs = [
+            (trace[b, t, e].item(), target[b, t, e].item())
+            for b in range(mask.shape[0])
+            for t in range(mask.shape[1])
+            if mask[b, t] and not math.isnan(target[b, t, e].item())
+        ]
+        n = len(pairs)
+        mean_x, mean_y = (sum(pair[i] for pair in pairs) / n for i in (0, 1))
+        square_x = sum((x - mean_x) ** 2 for x, _ in pairs)
+        square_y = sum((y - mean_y) ** 2 for _, y in pairs)
+        product = sum((x - mean_x) * (y - mean_y) for x, y in pairs)
+        rho = product / (math.sqrt(square_x) * math.sqrt(square_y) + 1e-8)
+        s_x, s_y = math.sqrt(square_x / (n - 1)), math.sqrt(square_y / (n - 1))
+        total += 1 - 2 * rho * s_x * s_y / (s_x**2 + s_y**2 + (mean_x - mean_y) ** 2)
+    return total
+
+
+def test_released_is_the_slow_loop(batch):
+    trace, target, mask = batch  # with padding and a clip that is rated in one target only
+    loss = released_loss(trace, target, mask)
+    assert (loss.shape, loss.dtype) == ((), torch.float64)
+    assert loss.item() == pytest.approx(released_loop(*batch), abs=1e-12)
+    full = torch.ones_like(mask)
+    target = torch.randn(target.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    assert released_loss(trace, target, full).item() == pytest.approx(released_loop(trace, target, full), abs=1e-12)
+    # It is no 1 - CCC: the variances are n / (n - 1) times the metric's, the difference of the means is not.
+    assert abs(released_loss(trace, target, full).item() - sum(metric_of(trace, target, full))) > 1e-3
+
+
+def test_released_gradient(batch):
+    trace, target, mask = batch
+    assert torch.autograd.gradcheck(lambda values: released_loss(values, target, mask), trace)
+    released_loss(trace, target, mask).backward()
+    assert torch.equal(trace.grad != 0, ~target.isnan())
+
+
+@pytest.mark.parametrize("value", [0.0, 0.5])
+def test_released_has_no_guard_against_constant_predictions(batch, value):
+    trace = torch.full_like(batch[0], value, requires_grad=True)
+    loss = released_loss(trace, *batch[1:])
+    loss.backward()
+    assert loss.item() == 2  # a CCC of 0 each
+    assert torch.equal(trace.grad.isnan(), ~batch[1].isnan())
+
+
+def test_released_has_no_guard_against_what_is_not_defined(batch):
+    trace, target, mask = batch
+    single = target.clone()
+    single[..., 1] = NAN
+    single[1, 1, 1] = 0.3
+    assert released_loss(trace, single, mask).isnan()
+    assert released_loss(trace, torch.full_like(target, NAN), mask).isnan()
+    assert released_loss(torch.zeros_like(trace), torch.zeros_like(target), mask).isnan()
+    constant = torch.zeros_like(target)  # but a constant target alone only costs 1
+    assert released_loss(trace, constant, torch.ones_like(mask)).item() == pytest.approx(2, abs=1e-12)
+
+
+def test_released_in_bfloat16_is_computed_in_float32(batch):
+    trace, target, mask = batch
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = released_loss(trace.bfloat16(), target.float(), mask)
+    assert loss.dtype == torch.float32
+    assert torch.equal(loss, released_loss(trace.bfloat16().float(), target.float(), mask))

@@ -10,7 +10,7 @@ import pytest
 
 from avfuse import options, registry
 from avfuse.cli import cli
-from avfuse.options import cache_home, format_assignments, parse_assignments
+from avfuse.options import PROTOCOLS, TrainOptions, cache_home, format_assignments, parse_assignments
 from avfuse.schema import UsageError
 
 COMMANDS = {
@@ -18,6 +18,7 @@ COMMANDS = {
     "extract": options.ExtractOptions,
     "fuse-train": options.TrainOptions,
     "report": options.ReportOptions,
+    "checkpoint import": options.ImportOptions,
 }
 every_command = pytest.mark.parametrize("command", list(COMMANDS))
 every_knob = pytest.mark.parametrize(
@@ -30,14 +31,22 @@ every_knob = pytest.mark.parametrize(
 )
 
 
+def find_command(name: str) -> click.Command:
+    command: click.Command = cli
+    for word in name.split():
+        assert isinstance(command, click.Group)
+        command = command.commands[word]
+    return command
+
+
 def parameters(command: str) -> dict[str, click.Parameter]:
-    return {str(parameter.name): parameter for parameter in cli.commands[command].params}
+    return {str(parameter.name): parameter for parameter in find_command(command).params}
 
 
 def test_every_options_class_is_a_command() -> None:
     declared = {kind for name, kind in vars(options).items() if dataclasses.is_dataclass(kind)}
     assert declared == set(COMMANDS.values())
-    assert set(COMMANDS) <= set(cli.commands)
+    assert {name.split()[0] for name in COMMANDS} == set(cli.commands)
 
 
 @every_command
@@ -60,7 +69,7 @@ def test_a_knob_reaches_the_command_line(command: str, field: dataclasses.Field[
     if isinstance(parameter, click.Option):
         assert f"--{field.name.replace('_', '-')}" in parameter.opts
         assert parameter.help == field.metadata["help"]
-        context = click.Context(cli.commands[command])
+        context = click.Context(find_command(command))
         assert parameter.get_default(context) == field.default or (parameter.multiple and field.default == ())
     else:
         assert parameter.required
@@ -77,12 +86,65 @@ def test_the_command_line_knows_no_other_knobs(command: str) -> None:
 def test_a_knob_refuses_what_is_below_its_minimum(command: str, field: dataclasses.Field[Any]) -> None:
     minimum = field.metadata["minimum"]
     hint = typing.get_type_hints(COMMANDS[command])[field.name]
-    assert (minimum is None) or hint in (int, float, tuple[int, ...])
+    assert (minimum is None) or hint in (int, float, int | None, float | None, tuple[int, ...])
     if minimum is not None:
         convert = parameters(command)[field.name].type.convert
-        assert convert(str(minimum if hint is float else int(minimum)), None, None) == minimum
+        assert convert(str(minimum if float in (hint, *typing.get_args(hint)) else int(minimum)), None, None) == minimum
         with pytest.raises(click.BadParameter, match="is not in the range"):
             convert(str(int(minimum) - 1), None, None)
+
+
+def test_a_protocol_fills_in_what_is_not_given() -> None:
+    expected = {
+        "default": (32, 50, 1e-4, "plateau", 8, 1.0, "ccc", "all", "shuffled", 8),
+        "released": (64, 50, 1e-4, "released", 50, 0.0, "released", "complete", "recorded", 0),
+    }
+    assert set(PROTOCOLS) == set(expected)
+    for protocol, values in expected.items():
+        filled_in = TrainOptions(protocol=protocol)
+        assert tuple(getattr(filled_in, name) for name in PROTOCOLS[protocol]) == values
+    assert TrainOptions() == TrainOptions(protocol="default")
+    assert [TrainOptions(num_clips=number).overlap for number in (2, 7, 16)] == [1, 3, 8]
+
+
+def test_what_is_given_wins_over_the_protocol() -> None:
+    given = {"batch_size": 3, "gradient_clip": 0.0, "schedule": "plateau", "overlap": 0}
+    for protocol in PROTOCOLS:
+        filled_in = TrainOptions(protocol=protocol, **given)
+        expected = {**PROTOCOLS[protocol], **given}
+        assert {name: getattr(filled_in, name) for name in expected} == expected
+
+
+def test_protocols_set_the_same_knobs_and_their_help_says_to_what() -> None:
+    knobs = {field.name: field for field in dataclasses.fields(TrainOptions)}
+    unset = {name for name, field in knobs.items() if field.default is None and "Path" not in str(field.type)}
+    for values in PROTOCOLS.values():
+        assert set(values) == unset
+        for name, value in values.items():
+            choices = knobs[name].metadata["choices"]
+            assert choices is None or value in choices
+    for name in unset:
+        default, released = (PROTOCOLS[protocol][name] for protocol in ("default", "released"))
+        assert knobs[name].metadata["help"].endswith(f"  [default: {default}; released: {released}]")
+    assert knobs["overlap"].metadata["help"].endswith("[default: half a window; released: 0]")
+    # A protocol is a name for values: the values identify a run, the name does not.
+    assert not knobs["protocol"].metadata["record"]
+    assert all(knobs[name].metadata["record"] for name in unset)
+
+
+def test_the_command_line_leaves_to_the_protocol_what_is_not_given() -> None:
+    with find_command("fuse-train").make_context(
+        "fuse-train", ["--protocol", "released", "--batch-size", "8"]
+    ) as context:
+        knobs = {name: value for name, value in context.params.items() if name != "as_json"}
+    assert TrainOptions(**knobs) == TrainOptions(protocol="released", batch_size=8)
+
+
+@pytest.mark.parametrize("name", ["protocol", "schedule", "loss", "windows", "order", "amp"])
+def test_an_unknown_choice_is_refused(name: str) -> None:
+    known = ", ".join({field.name: field for field in dataclasses.fields(TrainOptions)}[name].metadata["choices"])
+    with pytest.raises(UsageError, match=f"^unknown {name} 'other'; known: {known}$"):
+        TrainOptions(**{name: "other"})
 
 
 def test_choices_are_those_of_the_registry() -> None:

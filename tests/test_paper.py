@@ -74,9 +74,33 @@ def test_table_3(head: str, ccc: float) -> None:
 
 
 @pytest.mark.parametrize(
+    ("head", "options", "ccc"),
+    [
+        (RJA, {"form": "released", "recursions": 1}, 0.715),
+        (RJA, {"form": "released"}, 0.721),
+        (RJA, {"form": "paper", "recursions": 3}, 0.706),
+        ("joint_cross_attention", {"form": "released"}, 0.657),
+        ("concat", {"form": "released"}, 0.493),
+    ],
+)
+def test_the_released_form_is_the_same_row(head: str, options: dict[str, Any], ccc: float) -> None:
+    figure = paper_ccc(head, options, "valence")
+    assert figure is not None
+    assert figure.ccc == ccc
+
+
+def test_the_release_is_the_row_with_one_recursion() -> None:
+    figure = paper_ccc(RJA, {"form": "released", "recursions": 1}, "arousal")
+    assert figure is not None
+    assert (figure.table, figure.method) == (1, "JA w/o recursion: U-BLSTM and J-BLSTM")
+
+
+@pytest.mark.parametrize(
     ("head", "options", "target"),
     [
         (RJA, {"dropout": 0.5}, "valence"),
+        ("concat", {"form": "released", "dropout": 0.1}, "valence"),
+        ("audio_only", {"form": "released"}, "valence"),
         (RJA, {"recursions": 5}, "valence"),
         (RJA, {"recursions": 2, "joint_blstm": False}, "valence"),
         (RJA, {"recursions": True}, "valence"),

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,13 @@ from avfuse import registry
 from avfuse.options import ReportOptions
 from avfuse.report import report
 from avfuse.runs import RunRecord, write_predictions, write_run
-from avfuse.schema import Predictions, ReportTable, UsageError
+from avfuse.schema import Predictions, ReportTable
 
 TARGETS = ("valence", "arousal")
 LENGTHS = (120, 75, 200)
 OPTIONS = {"num_clips": 16, "learning_rate": 1e-4}
-RJA = "recursive_joint_attention"
+RJA, RELIABILITY = "recursive_joint_attention", "reliability_joint_attention"
+NOTHING = "\N{EN DASH}"
 # Predictions are float32; report and oracle both sum them in float64, in another order.
 TOLERANCE = 1e-9
 
@@ -95,20 +97,13 @@ def test_ccc_mean_and_deviation(tmp_path: Path) -> None:
         assert record["ccc_sd"] == pytest.approx(sd[column], abs=TOLERANCE)
         assert record["seeds"] == 3
     both = scores.mean(axis=1)
-    expected = (
-        *(f"{mean[column]:.3f} ± {sd[column]:.3f}" for column in range(2)),
-        f"{both.mean():.3f} ± {both.std(ddof=1):.3f}",
-    )
-    assert table.rows[0][:6] == ("concat", "\N{EN DASH}", "3", *expected)
-
-
-def test_runs_named_one_by_one_keep_their_order_within_a_head(tmp_path: Path) -> None:
-    names = {"b": {"recursions": 3}, "c": {}, "a": {"recursions": 1}}
-    for name, head_options in names.items():
-        make_run(tmp_path / name, RJA, head_options=head_options)
-    make_run(tmp_path / "concat", "concat")
-    table = report(ReportOptions(runs=(tmp_path / "concat", *(tmp_path / name for name in names), tmp_path)))
-    assert [row[1] for row in table.rows] == ["recursions=3", "\N{EN DASH}", "recursions=1", "\N{EN DASH}"]
+    paper = np.array([0.493, 0.613])
+    expected = [
+        (f"{mean[column]:.3f}\n± {sd[column]:.3f}", f"{paper[column]:.3f}\n({mean[column] - paper[column]:+.3f})")
+        for column in range(2)
+    ]
+    overall = f"{both.mean():.3f}\n± {both.std(ddof=1):.3f}"
+    assert table.rows[0][:-1] == ("concat", *expected[0], *expected[1], overall)
 
 
 def test_columns_rows_and_the_papers_values(tmp_path: Path) -> None:
@@ -116,57 +111,79 @@ def test_columns_rows_and_the_papers_values(tmp_path: Path) -> None:
     make_run(tmp_path / "concat", "concat")
     make_run(tmp_path / "rja3", RJA, head_options={"recursions": 3})
     make_run(tmp_path / "rja", RJA)
-    make_run(tmp_path / "odd", RJA, head_options={"dropout": 0.5})
+    make_run(tmp_path / "odd", RJA, head_options={"dropout": 0.4, "recursions": 3})
     table = table_of(tmp_path)
-    assert table.columns == (
-        "head",
-        "options",
-        "seeds",
+    assert [" ".join(column.split()) for column in table.columns] == [
+        "head, options",
         "CCC valence",
+        "paper valence (diff.)",
         "CCC arousal",
+        "paper arousal (diff.)",
         "mean CCC",
-        "paper valence, Affwild2 validation",
-        "paper arousal, Affwild2 validation",
-    )
-    assert [(*row[:3], *row[6:]) for row in table.rows] == [
-        (RJA, "\N{EN DASH}", "1", "0.721", "0.694"),
-        (RJA, "dropout=0.5", "1", "\N{EN DASH}", "\N{EN DASH}"),
-        (RJA, "recursions=3", "1", "0.706", "0.652"),
-        ("concat", "\N{EN DASH}", "1", "0.493", "0.613"),
-        ("visual_only", "\N{EN DASH}", "1", "\N{EN DASH}", "\N{EN DASH}"),
+        "runs, code",
+    ]
+    assert [(row[0], row[2][:5], row[4][:5]) for row in table.rows] == [
+        (RJA, "0.721", "0.694"),
+        (f"{RJA}\ndropout=0.4,\nrecursions=3", NOTHING, NOTHING),
+        (f"{RJA}\nrecursions=3", "0.706", "0.652"),
+        ("concat", "0.493", "0.613"),
+        ("visual_only", NOTHING, NOTHING),
     ]
     assert all(len(row) == len(table.columns) for row in table.rows)
     first, last = table.records[0], table.records[-1]
-    assert list(first) == ["head", "options", "target", "ccc_mean", "ccc_sd", "seeds", "paper_ccc", "paper_dataset"]
-    assert (first["options"], first["ccc_sd"], first["paper_ccc"], first["paper_dataset"]) == (
-        "",
-        None,
-        0.721,
-        "Affwild2",
-    )
-    assert (last["paper_ccc"], last["paper_dataset"]) == (None, None)
+    names = "head options target ccc_mean ccc_sd seeds paper_ccc paper_dataset paper_method difference"
+    assert list(first) == [*names.split(), "dataset", "fingerprint", "revisions", "runs"]
+    assert [first[key] for key in ("options", "ccc_sd", "paper_ccc", "paper_dataset")] == ["", None, 0.721, "Affwild2"]
+    assert first["paper_method"] == "JA w/ recursion: BLSTMs t=2"
+    assert first["difference"] == first["ccc_mean"] - 0.721
+    assert (last["paper_ccc"], last["paper_dataset"], last["difference"]) == (None, None, None)
+
+
+def test_every_row_says_where_it_comes_from(tmp_path: Path) -> None:
+    for seed in (10, 1, 0):
+        make_run(tmp_path / "runs" / "concat-3fa9c1d2" / f"seed-{seed}", seed=seed, revision="0123456789ab")
+    make_run(tmp_path / "runs" / "old" / "seed-4", "visual_only", seed=4)
+    make_run(tmp_path / "runs" / "audio" / "here", "audio_only", revision="0123456789ab, 0.1.0")
+    make_run(tmp_path / "runs" / "audio" / "there", "audio_only", seed=1, revision="0.1.0")
+    table = table_of(tmp_path)
+    assert [row[-1] for row in table.rows] == [
+        "concat-3fa9c1d2/seed-{0,1,10}\n0123456789ab",
+        "audio/{here,there}\n0123456789ab 0.1.0",
+        "old/seed-4",
+    ]
+    record = table.records[0]
+    assert record["runs"] == [str(tmp_path / "runs" / "concat-3fa9c1d2" / f"seed-{seed}") for seed in (0, 1, 10)]
+    assert (record["revisions"], record["fingerprint"], record["dataset"]) == (["0123456789ab"], "cafe0123", "demo")
+    notes = "\n".join(table.notes)
+    assert f"Data set demo, feature cache cafe0123; runs in {tmp_path / 'runs'}." in notes
+    assert (
+        "The runs stem from several revisions of the code: 0123456789ab (3 runs); 0123456789ab, 0.1.0 (1 run); "
+        "0.1.0 (1 run); an unknown one (1 run)."
+    ) in notes
+    assert not any("several" in note for note in table_of(tmp_path / "runs" / "concat-3fa9c1d2").notes)
 
 
 def test_training_options_that_differ_are_shown(tmp_path: Path) -> None:
     make_run(tmp_path / "a", options=OPTIONS, head_options={"dropout": 0.2})
     make_run(tmp_path / "b", options={**OPTIONS, "num_clips": 8}, head_options={"dropout": 0.2})
-    assert [row[1] for row in table_of(tmp_path).rows] == ["dropout=0.2, num_clips=16", "dropout=0.2, num_clips=8"]
-    assert [row[1] for row in table_of(tmp_path / "a").rows] == ["dropout=0.2"]
+    options = [f"concat\ndropout=0.2,\nnum_clips={number}" for number in (16, 8)]
+    assert [row[0] for row in table_of(tmp_path).rows] == options
+    assert [row[0] for row in table_of(tmp_path / "a").rows] == ["concat\ndropout=0.2"]
 
 
 def test_targets_that_the_paper_does_not_rate(tmp_path: Path) -> None:
     make_run(tmp_path, "unregistered", targets=("dominance",))
     table = table_of(tmp_path)
-    assert table.columns == ("head", "options", "seeds", "CCC dominance", "mean CCC")
+    assert table.columns == ("head,\noptions", "CCC\ndominance", "mean\nCCC", "runs,\ncode")
     assert not any("paper" in note for note in table.notes)
-    assert table.rows[0][3] == table.rows[0][4]
+    assert table.rows[0][1] == table.rows[0][2]
 
 
 def test_fatigue_stands_beside_the_papers_third_table(tmp_path: Path) -> None:
     make_run(tmp_path, "audio_only", targets=("fatigue",))
     table = table_of(tmp_path)
-    assert table.columns[-1] == "paper fatigue, Fatigue validation"
-    assert table.rows[0][-1] == "0.312"
+    assert table.columns[2] == "paper\nfatigue\n(diff.)"
+    assert table.rows[0][2].startswith("0.312\n(")
     assert table.records[0]["paper_dataset"] == "Fatigue"
 
 
@@ -181,9 +198,10 @@ def test_notes(tmp_path: Path) -> None:
     assert "Lin's concordance correlation coefficient (1989) with the population's variances" in notes
     assert "not smoothed" in notes
     assert f"3 recordings, 395 frames; rated frames: valence {num_rated}, arousal {num_rated}. " in notes
-    assert "Data set demo, feature cache cafe0123." in notes
+    assert "Data set demo, feature cache cafe0123; runs in " in notes
     assert "2 runs are incomplete and left out." in notes
-    assert "(arXiv 2304.07958, Tables 1-3) were measured on Affwild2" in notes
+    assert "(arXiv 2304.07958, Tables 1-3; in brackets: ours - the paper's)" in notes
+    assert "measured on the validation partition of Affwild2" in notes
     assert "not comparable" in notes
     assert "±" not in notes
     assert "beat" not in notes
@@ -194,11 +212,9 @@ def test_says_when_the_proposed_head_does_not_beat_concatenation(tmp_path: Path)
     make_run(tmp_path / "good", RJA, predictions=make_predictions(0.1, 0))
     make_run(tmp_path / "bad", RJA, predictions=make_predictions(0.9, 0), head_options={"recursions": 4})
     table = table_of(tmp_path)
-    means = {row[:2]: row[5] for row in table.rows}
-    expected = (
-        f"{RJA} (recursions=4) does not beat concat here: mean CCC {means[RJA, 'recursions=4']} "
-        f"against {means['concat', chr(0x2013)]}."
-    )
+    means = {row[0]: row[-2] for row in table.rows}
+    bad, baseline = means[f"{RJA}\nrecursions=4"], means["concat"]
+    expected = f"{RJA} (recursions=4) does not beat concat here: mean CCC {bad} against {baseline}."
     assert [note for note in table.notes if "beat" in note] == [expected]
 
 
@@ -215,7 +231,7 @@ def test_undefined_ccc_is_said(tmp_path: Path) -> None:
     make_run(tmp_path / "rja", RJA, predictions=predictions)
     make_run(tmp_path / "concat", predictions=predictions)
     table = table_of(tmp_path)
-    assert [row[4:6] for row in table.rows] == [("\N{EN DASH}", "\N{EN DASH}")] * 2
+    assert [row[3:6] for row in table.rows] == [(NOTHING, paper, NOTHING) for paper in ("0.694", "0.613")]
     assert np.isnan(table.records[1]["ccc_mean"])
     assert any(note.startswith(f"CCC arousal is undefined for {RJA}: no frame is rated") for note in table.notes)
     assert not any("beat" in note for note in table.notes)
@@ -230,62 +246,88 @@ def test_runs_scored_on_other_frames_are_noted(tmp_path: Path) -> None:
     assert "2 recordings with 110 frames" in note
 
 
-def test_other_partitions_are_not_scored(tmp_path: Path) -> None:
+def test_a_training_that_diverged_is_shown_as_undefined(tmp_path: Path) -> None:
     predictions = make_predictions(0.3, 0)
-    stranger = Predictions(**{**vars(predictions[0]), "partition": "train", "recording": "train"})
-    make_run(tmp_path / "a", predictions=[*predictions, stranger])
-    assert table_of(tmp_path).records[0]["ccc_mean"] == pytest.approx(oracle(predictions, 0), abs=TOLERANCE)
-    make_run(tmp_path / "b", predictions=[stranger])
-    with pytest.raises(UsageError, match="b holds no predictions of the validation partition"):
-        table_of(tmp_path / "b")
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"fingerprint": "beef"}, r"different feature caches: cafe0123 \(.*/a\) and beef \(.*/b\); report each by"),
-        ({"dataset": "other"}, r"different data sets: demo \(.*/a\) and other \(.*/b\)"),
-        ({"targets": ("valence",)}, r"different targets: valence, arousal \(.*/a\) and valence \(.*/b\)"),
-        ({"seed": 0}, r"/a and .*/b are the same training, seed 0; give one of them"),
-    ],
-)
-def test_runs_that_do_not_compare_are_refused(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
-    make_run(tmp_path / "a")
-    make_run(tmp_path / "b", **{"seed": 1, **changes})
-    with pytest.raises(UsageError, match=message):
-        table_of(tmp_path)
-
-
-def test_an_incomplete_run_of_another_cache_does_not_matter(tmp_path: Path) -> None:
-    make_run(tmp_path / "a")
-    make_run(tmp_path / "b", fingerprint="beef", complete=False)
-    assert "1 run is incomplete and left out." in table_of(tmp_path).notes
-
-
-def test_nothing_to_report(tmp_path: Path) -> None:
-    make_run(tmp_path / "a", complete=False)
-    with pytest.raises(UsageError, match="none of 1 runs is complete; finish one with: avfuse fuse-train"):
-        table_of(tmp_path)
-    with pytest.raises(UsageError, match="does not exist"):
-        table_of(tmp_path / "nowhere")
-
-
-def test_predictions_that_cannot_be_scored_are_refused(tmp_path: Path) -> None:
-    predictions = make_predictions(0.3, 0)
-    predictions[0].prediction_FE[:, 0] = np.nan
+    predictions[0].prediction_FE[0, 0] = np.nan
     make_run(tmp_path / "diverged", predictions=predictions)
-    with pytest.raises(UsageError, match=r"diverged cannot be scored on valence: .* NaN .*; train it again"):
-        table_of(tmp_path / "diverged")
-    make_run(tmp_path / "mixed", predictions=make_predictions(0.3, 0, ("arousal", "valence")))
-    with pytest.raises(UsageError, match="mixed is damaged: its predictions are of arousal, valence, its record"):
-        table_of(tmp_path / "mixed")
+    table = table_of(tmp_path)
+    assert table.rows[0][1] == NOTHING
+    assert table.rows[0][3] != NOTHING
+    assert "CCC valence is undefined for concat: no frame is rated, " in "\n".join(table.notes)
+    assert "or a training diverged." in "\n".join(table.notes)
+
+
+def test_a_title_of_its_own(tmp_path: Path) -> None:
+    make_run(tmp_path / "a")
+    assert report(ReportOptions(runs=(tmp_path,), title="Table 2")).title == "Table 2"
+
+
+def reliability_notes(tmp_path: Path, differences: Sequence[float], **changes: Any) -> list[str]:
+    """Return what is said of two heads whose mean CCC differ by these, seed by seed."""
+    for seed, difference in enumerate(differences):
+        make_run(tmp_path / "rja" / f"seed-{seed}", RJA, seed=seed, predictions=offset_predictions(0.5))
+        predictions = offset_predictions(0.5 + difference)
+        make_run(tmp_path / "rel" / f"seed-{seed}", RELIABILITY, seed=seed, predictions=predictions, **changes)
+    return [note for note in table_of(tmp_path).notes if RELIABILITY in note]
+
+
+def offset_predictions(ccc: float) -> list[Predictions]:
+    """Return predictions with this CCC: ratings of variance 1, and the ratings moved by what lowers the CCC to it."""
+    target_FE = np.tile(np.array([[-1.0], [1.0]]), (50, 2))
+    shift = (2 / ccc - 2) ** 0.5  # CCC = 2 / (1 + 1 + shift^2)
+    (item,) = make_predictions(0.3, 0, lengths=(100,))
+    return [replace(item, prediction_FE=(target_FE + shift).astype(np.float32), target_FE=target_FE.astype(np.float32))]
+
+
+def test_reliability_takes_five_seeds_to_tell(tmp_path: Path) -> None:
+    (note,) = reliability_notes(tmp_path, [0.1, 0.1, 0.1, 0.1])
+    assert note == (
+        f"{RELIABILITY} against {RJA}: paired difference of mean CCC +0.100 ± 0.000 over 4 common seeds; "
+        "too few to tell, it takes 5."
+    )
+    make_run(tmp_path / "rel" / "seed-9", RELIABILITY, seed=9)  # has no partner
+    assert note in table_of(tmp_path).notes
+
+
+def test_reliability_with_one_seed_or_none(tmp_path: Path) -> None:
+    (note,) = reliability_notes(tmp_path, [-0.1])
+    assert note.endswith("paired difference of mean CCC -0.100 over 1 common seed; too few to tell, it takes 5.")
+    make_run(tmp_path / "rja" / "seed-0", RJA, seed=1)
+    assert any(note.endswith(f"{RJA}: no seed in common, nothing to tell.") for note in table_of(tmp_path).notes)
+
+
+def test_reliability_that_is_not_better_is_not_recommended(tmp_path: Path) -> None:
+    differences = [0.10, -0.05, 0.05, 0.00, 0.02]
+    sd = np.std(differences, ddof=1)
+    (note,) = reliability_notes(tmp_path, differences)
+    assert note.endswith(
+        f"paired difference of mean CCC +0.024 ± {sd:.3f} over 5 common seeds, not above twice its standard error "
+        f"({2 * sd / 5**0.5:.3f}); it is not better, and therefore not recommended."
+    )
+
+
+def test_reliability_that_is_better(tmp_path: Path) -> None:
+    (note,) = reliability_notes(tmp_path, [0.10, 0.12, 0.11, 0.08, 0.09])
+    assert "+0.100 ± 0.016 over 5 common seeds, above twice its standard error (0.014); it is better by 0.100." in note
+
+
+def test_reliability_is_compared_with_the_defaults_trained_alike(tmp_path: Path) -> None:
+    make_run(tmp_path / "best", RJA, predictions=offset_predictions(0.9), head_options={"recursions": 3})
+    (note,) = reliability_notes(tmp_path, [0.1])
+    assert f"against {RJA}: paired difference of mean CCC +0.100" in note
+    for place in (tmp_path / "rja").iterdir():
+        make_run(place, RJA, options={**OPTIONS, "num_clips": 8})
+    (note,) = [note for note in table_of(tmp_path).notes if RELIABILITY in note]
+    assert f"against {RJA} (num_clips=16, recursions=3): paired difference of mean CCC -0.300" in note
 
 
 @pytest.mark.parametrize("name", list(registry.FORMATS))
 def test_every_format_writes_the_report(name: str, tmp_path: Path) -> None:
     make_run(tmp_path / "a", RJA, head_options={"joint_blstm": False})
     make_run(tmp_path / "b", RJA, seed=1, head_options={"joint_blstm": False})
-    assert "valence" in registry.load("format", name)(table_of(tmp_path))
+    text = registry.load("format", name)(table_of(tmp_path))
+    for words in ("valence", f"{tmp_path.name}/" if name in ("csv", "json") else "cafe0123"):
+        assert words in text.replace(r"\_", "_")
 
 
 def test_report_imports_no_torch() -> None:

@@ -1,12 +1,15 @@
 """The run directory reads back what was written, and refuses what it cannot read."""
 
 import json
+import shutil
+import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from avfuse import runs
+from avfuse import __version__, runs
+from avfuse.metrics.ccc import ccc
 from avfuse.runs import RunRecord
 from avfuse.schema import Predictions, UsageError
 
@@ -53,7 +56,7 @@ def test_record_round_trip(tmp_path: Path) -> None:
 
 
 def test_identity_tells_trainings_apart() -> None:
-    same = record(summary={}, versions={}, complete=False)
+    same = record(summary={}, versions={}, complete=False, revision="0123456789ab")
     assert same.identity == record().identity
     others = [record(seed=4), record(fingerprint="f"), record(head_options={}), record(options={}), record(head="h")]
     assert all(other.identity != record().identity for other in others)
@@ -102,8 +105,33 @@ def test_find_runs(tmp_path: Path) -> None:
 def test_foreign_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"is not a run: it holds no run\.json"):
         runs.read_run(tmp_path)
+    with pytest.raises(UsageError, match=r"is not a run: it holds no run\.json"):
+        runs.read_predictions(tmp_path)
+
+
+def test_a_run_without_predictions_is_refused(tmp_path: Path) -> None:
+    runs.write_run(tmp_path, record(complete=False))
     with pytest.raises(UsageError, match=r"holds no predictions\.npz: its training did not end"):
         runs.read_predictions(tmp_path)
+    runs.write_run(tmp_path, record(complete=True))
+    with pytest.raises(UsageError, match="was imported without a cache to score it on; import it again with --cache"):
+        runs.read_predictions(tmp_path)
+
+
+def test_ccc_by_target_is_over_the_rated_frames_of_all_recordings() -> None:
+    both = [predictions("a", 40), predictions("b", 7)]
+    scores = runs.ccc_by_target(both)
+    assert list(scores) == ["valence", "arousal"]
+    for column, target in enumerate(scores):
+        prediction_F, target_F = (
+            np.concatenate([getattr(item, name)[:, column] for item in both]) for name in ("prediction_FE", "target_FE")
+        )
+        assert scores[target] == pytest.approx(ccc(prediction_F, target_F), abs=1e-12)
+    # A head that diverged has no CCC, be it at frames that are unrated.
+    both[1].prediction_FE[0, 1] = np.inf
+    assert np.isnan(both[1].target_FE[0, 1])
+    assert runs.ccc_by_target(both)["valence"] == scores["valence"]
+    assert np.isnan(runs.ccc_by_target(both)["arousal"])
 
 
 @pytest.mark.parametrize(
@@ -113,6 +141,72 @@ def test_damaged_record_is_refused(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "run.json").write_bytes(content)
     with pytest.raises(UsageError, match=r"run\.json is not a run record .*; train the run again"):
         runs.read_run(tmp_path)
+
+
+def test_record_from_before_revisions_is_read(tmp_path: Path) -> None:
+    runs.write_run(tmp_path, record(revision="0123456789ab"))
+    path = tmp_path / "run.json"
+    values = json.loads(path.read_text())
+    assert values.pop("revision") == "0123456789ab"
+    path.write_text(json.dumps(values))
+    assert runs.read_run(tmp_path) == record()
+    assert runs.read_run(tmp_path).revision == ""
+
+
+def git(folder: Path, *arguments: str) -> str:
+    who = ("-c", "user.name=A", "-c", "user.email=a@b.c", "-c", "commit.gpgsign=false")
+    command = ("git", "-C", str(folder), *who, *arguments)
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """Return a repository with a package in it."""
+    if shutil.which("git") is None:
+        pytest.skip("there is no git")
+    package = tmp_path / "repository" / "package"
+    package.mkdir(parents=True)
+    for place in (package / "__init__.py", package / "page.py", package.parent / "README.md"):
+        place.write_text("one\n")
+    git(package.parent, "init", "--quiet")
+    git(package, "add", ".")
+    git(package, "commit", "--quiet", "--message", "first")
+    return package.parent
+
+
+def test_the_revision_is_the_commit(checkout: Path) -> None:
+    package = checkout / "package"
+    commit = git(checkout, "rev-parse", "HEAD")[:12]
+    assert runs.code_revision(package) == commit
+    (package / "new.py").write_text("not tracked")
+    (checkout / "README.md").write_text("not the package's")
+    (package / "page.py").touch()
+    assert runs.code_revision(package) == commit
+    (package / "page.py").write_text("two\n")
+    assert runs.code_revision(package) == f"{commit}+changes"
+    git(package, "add", "page.py")
+    assert runs.code_revision(package) == f"{commit}+changes"
+    git(package, "commit", "--quiet", "--message", "second")
+    assert runs.code_revision(package) == git(checkout, "rev-parse", "HEAD")[:12] != commit
+
+
+def test_a_package_that_the_checkout_does_not_track_has_its_version(checkout: Path, tmp_path: Path) -> None:
+    installed = checkout / "venv" / "site-packages" / "package"
+    shutil.copytree(checkout / "package", installed)
+    assert runs.code_revision(installed) == __version__
+    (checkout / ".gitignore").write_text("venv\n")
+    assert runs.code_revision(installed) == __version__
+    assert runs.code_revision(tmp_path) == __version__
+    assert runs.code_revision(tmp_path / "nowhere") == __version__
+    git(tmp_path, "init", "--quiet", "empty")  # nothing was ever committed
+    (tmp_path / "empty" / "__init__.py").touch()
+    git(tmp_path / "empty", "add", ".")
+    assert runs.code_revision(tmp_path / "empty") == __version__
+
+
+def test_without_git_the_revision_is_the_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert runs.code_revision() == __version__
 
 
 def test_record_from_the_future_is_refused(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 import dataclasses
 import hashlib
+import itertools
+import math
 import os
 import signal
 import subprocess
@@ -15,7 +17,9 @@ from toy import add_recording, toy_cache, toy_spec
 from avfuse import checkpoint, registry, runs
 from avfuse import train as train_module
 from avfuse.cache import FeatureCache
-from avfuse.options import TrainOptions
+from avfuse.dataset import Window
+from avfuse.losses import LOSSES
+from avfuse.options import PROTOCOLS, TrainOptions
 from avfuse.schema import UsageError
 from avfuse.train import TrainProgress, train
 
@@ -63,7 +67,9 @@ def test_a_run_says_what_it_is(tmp_path: Path) -> None:
         ("valence", "arousal"),
     )
     assert record.options["batch_size"] == 8
-    assert "device" not in record.options
+    assert (record.options["overlap"], record.options["schedule"]) == (8, "plateau")  # filled in by the protocol
+    assert not {"device", "protocol"} & record.options.keys()
+    assert record.revision == runs.code_revision()
     assert {"avfuse", "torch", "numpy", "zarr"} <= record.versions.keys()
     history = runs.read_history(run)
     assert [item["epoch"] for item in history] == [1, 2, 3, 4]
@@ -90,6 +96,7 @@ def test_predictions_cover_every_frame_and_give_the_recorded_ccc(tmp_path: Path)
     # The stored head gives the stored predictions: at a clip's end the frame's prediction is the clip's.
     head = checkpoint.load_head(summary.run)
     partition = train_module.WindowedPartition(store, "validation", 16, 32)
+    assert partition.windows[0].start + 16 * partition.windows[0].step > recordings[0].num_clips  # no other overlaps it
     batch = partition.batch([0])
     with torch.inference_mode():
         trace = head(batch.audio_BTA, batch.video_BTCHW, batch.mask_BT, batch.face_BT)[0].numpy()
@@ -111,16 +118,31 @@ class Killed(BaseException):
     """Raised from inside a training, as a signal would be."""
 
 
-@pytest.mark.parametrize("at", [(1, 0.3), (2, 1.0), (3, 0.6)])
-def test_a_stopped_training_resumes_to_the_same_weights(tmp_path: Path, at: tuple[int, float]) -> None:
+RELEASED = {"protocol": "released", "epochs": 9, "batch_size": 2, "learning_rate": 1e-3}
+
+
+@pytest.mark.parametrize(
+    ("at", "changes"),
+    [
+        ((1, 0.3), {}),
+        ((2, 1.0), {}),
+        ((3, 0.6), {}),
+        ((6, 1.0), RELEASED),  # the step size jumps with the seventh epoch
+        ((7, 0.5), RELEASED),
+        ((8, 0.9), RELEASED),
+    ],
+)
+def test_a_stopped_training_resumes_to_the_same_weights(
+    tmp_path: Path, at: tuple[int, float], changes: dict[str, Any]
+) -> None:
     toy_cache(tmp_path)
-    (whole,) = train(options(tmp_path, out=tmp_path / "whole"))
+    (whole,) = train(options(tmp_path, out=tmp_path / "whole", **changes))
 
     def stop(progress: TrainProgress) -> None:
         if (progress.epoch, progress.share_of_epoch) >= at:
             raise Killed
 
-    stopped = options(tmp_path, out=tmp_path / "stopped")
+    stopped = options(tmp_path, out=tmp_path / "stopped", **changes)
     with pytest.raises(Killed):
         train(stopped, stop)
     (resumed,) = train(stopped)
@@ -176,9 +198,14 @@ def test_other_options_are_another_run(tmp_path: Path) -> None:
             {"head_option": ("joint_blstm=false",)},
             {"num_clips": 8},
             {"amp": "bf16"},
+            {"schedule": "released"},
+            {"windows": "complete"},
+            {"order": "recorded"},
+            {"loss": "released"},
+            {"overlap": 0},
         )
     }
-    assert len(places) == 5
+    assert len(places) == 10
 
 
 def test_a_default_given_is_the_same_run(tmp_path: Path) -> None:
@@ -186,6 +213,11 @@ def test_a_default_given_is_the_same_run(tmp_path: Path) -> None:
     (first,) = train(options(tmp_path, epochs=1))
     (second,) = train(options(tmp_path, epochs=1, head_option=("joint_blstm=true", "dropout=0.5")))
     assert second == dataclasses.replace(first, was_complete=True)
+    (third,) = train(options(tmp_path, epochs=1, protocol="released"))
+    given = {**PROTOCOLS["released"], "epochs": 1, "batch_size": 8, "learning_rate": 3e-3}
+    (fourth,) = train(options(tmp_path, **given))
+    assert third.run != first.run
+    assert fourth == dataclasses.replace(third, was_complete=True)
 
 
 def test_a_cache_that_grew_is_another_training(tmp_path: Path) -> None:
@@ -204,21 +236,72 @@ def test_the_inputs_are_standardised_by_the_training_partition_alone(tmp_path: P
     np.testing.assert_allclose(weights(summary.run)["inputs.audio_mean"].numpy(), audio.mean(axis=0), atol=1e-5)
 
 
-def test_every_epoch_has_an_order_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    toy_cache(tmp_path)
-    orders: list[list[int]] = []
+@pytest.fixture
+def visited(monkeypatch: pytest.MonkeyPatch) -> list[list[Window]]:
+    """Return what will hold the windows in the order of every pass over a partition, and how large the batches are."""
+    passes: list[list[Window]] = []
     batches = train_module.WindowedPartition.batches
 
     def spy(partition: Any, places: Any, size: int) -> Any:
-        orders.append(list(places))
+        passes.append([partition.windows[place] for place in places])
         return batches(partition, places, size)
 
     monkeypatch.setattr(train_module.WindowedPartition, "batches", spy)
+    return passes
+
+
+def test_every_epoch_has_an_order_of_its_own(tmp_path: Path, visited: list[list[Window]]) -> None:
+    toy_cache(tmp_path)
     train(options(tmp_path, epochs=2))
-    first, _, second, *_ = orders  # training, validation, training
+    first, _, second, *_ = visited  # training, validation, training
     assert sorted(first) == sorted(second)
     assert first != sorted(first)
     assert first != second
+
+
+def test_or_every_epoch_goes_as_recorded(tmp_path: Path, visited: list[list[Window]]) -> None:
+    toy_cache(tmp_path)
+    done: list[float] = []
+    train(
+        options(tmp_path, epochs=2, order="recorded", num_clips=4, batch_size=32),
+        lambda progress: done.append(progress.share_of_epoch),
+    )
+    first, _, second, *_ = visited
+    assert first == second
+    # The third recording has 64 clips: by block of 4 clips, 4 apart, then by phase.
+    starts = [window.start for window in first if window.recording == 2]
+    assert starts == [block + phase for block in (0, 16, 32, 48) for phase in range(4)]
+    assert [window.recording for window in first] == sorted(window.recording for window in first)
+    assert done[:3] == [32 / len(first), 1.0, 1.0]  # two batches, the second one partial, and the scored epoch
+
+
+def test_complete_windows_alone_may_be_trained_on(tmp_path: Path, visited: list[list[Window]]) -> None:
+    store = toy_cache(tmp_path)
+    (summary,) = train(options(tmp_path, epochs=1, windows="complete"))
+    training, validation, final = visited
+    assert sorted((w.recording, w.start, w.count) for w in training) == [(2, phase, 16) for phase in range(4)]
+    assert sorted(validation) == sorted(final)
+    assert {window.count for window in validation} == {11, 12, 16}  # what is predicted is not touched
+    for item, recording in zip(runs.read_predictions(Path(summary.run)), store.recordings("validation"), strict=True):
+        np.testing.assert_array_equal(item.target_FE, recording.array("frame_target"))
+    with pytest.raises(UsageError, match=r"the train partition of .* has no complete window: 17 clips 32 frames apart"):
+        train(options(tmp_path, num_clips=17, windows="complete"))
+
+
+def test_the_overlap_is_that_of_the_predictions_alone(tmp_path: Path, visited: list[list[Window]]) -> None:
+    toy_cache(tmp_path)
+    tiled, overlapping = (train(options(tmp_path, epochs=1, overlap=overlap))[0] for overlap in (0, 12))
+    assert_equal_weights(tiled.run, overlapping.run)
+    assert visited[0] == visited[3]
+    assert visited[1] == visited[2]
+    assert visited[4] == visited[5]
+    assert {window.count for window in visited[1] if window.recording == 1} == {16, 1, 2}
+    assert {window.count for window in visited[4] if window.recording == 1} == {16}
+    both = [runs.read_predictions(Path(summary.run)) for summary in (tiled, overlapping)]
+    for number, (one, other) in enumerate(zip(*both, strict=True)):
+        # The first recording fits into one window per phase, the second does not. (1e-6: batches of another make-up)
+        assert np.allclose(one.prediction_FE, other.prediction_FE, atol=1e-6) == (number == 0)
+        assert np.isfinite(other.prediction_FE).all()
 
 
 def test_the_gradient_is_clipped(tmp_path: Path) -> None:
@@ -231,7 +314,7 @@ def test_the_gradient_is_clipped(tmp_path: Path) -> None:
 
 def test_a_resumed_schedule_remembers_the_plateau(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     toy_cache(tmp_path)
-    monkeypatch.setattr(train_module, "_score", lambda _: {"valence": 0.5, "arousal": 0.5})
+    monkeypatch.setattr(runs, "ccc_by_target", lambda _: {"valence": 0.5, "arousal": 0.5})
     flat = {"epochs": 4, "patience": 10, "plateau": 1}
 
     def stop(progress: TrainProgress) -> None:
@@ -250,11 +333,109 @@ def test_early_stop_and_schedule(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     # With no step the validation CCC never improves on the first epoch's.
     (summary,) = train(options(tmp_path, learning_rate=0.0, epochs=30, patience=3))
     assert (summary.best_epoch, summary.num_epochs) == (1, 4)
-    monkeypatch.setattr(train_module, "_score", lambda _: {"valence": 0.5, "arousal": 0.5})
+    monkeypatch.setattr(runs, "ccc_by_target", lambda _: {"valence": 0.5, "arousal": 0.5})
     (summary,) = train(options(tmp_path, learning_rate=1e-3, epochs=6, patience=10, plateau=1))
     rates = [item["learning_rate"] for item in runs.read_history(Path(summary.run))]
     # The first epoch is the best; every second one without a better CCC halves the step size after it.
     np.testing.assert_allclose(rates, [1e-3, 1e-3, 1e-3, 5e-4, 5e-4, 2.5e-4])
+
+
+def test_the_released_schedule(tmp_path: Path) -> None:
+    toy_cache(tmp_path)
+    (summary,) = train(options(tmp_path, protocol="released", epochs=13, learning_rate=1e-4))
+    rates = [item["learning_rate"] for item in runs.read_history(Path(summary.run))]
+    after = [1e-3, 8e-4, 8e-4, 6.4e-4, 6.4e-4, 5.12e-4, 5.12e-4]
+    np.testing.assert_allclose(rates, [1e-4] * 6 + after, rtol=1e-12)
+
+
+def test_the_released_protocol_trains(tmp_path: Path) -> None:
+    toy_cache(tmp_path)
+    (summary,) = train(options(tmp_path, protocol="released", epochs=40, batch_size=4, learning_rate=1e-3))
+    record = runs.read_run(Path(summary.run))
+    assert {
+        **PROTOCOLS["released"],
+        "epochs": 40,
+        "batch_size": 4,
+        "learning_rate": 1e-3,
+    }.items() <= record.options.items()
+    assert summary.num_epochs == 40  # it never stops early
+    assert summary.mean_ccc > 0.4
+    losses = [item["loss"] for item in runs.read_history(Path(summary.run))]
+    assert 0 < losses[-1] < losses[0] < 3  # a sum over two targets
+
+
+def never_finite(trace: torch.Tensor, *_: torch.Tensor) -> torch.Tensor:
+    """Return a loss that is NaN."""
+    return trace.sum() * torch.nan
+
+
+def without_gradient(trace: torch.Tensor, *_: torch.Tensor) -> torch.Tensor:
+    """Return a loss that is finite while its gradient is not."""
+    return (trace * 0).square().sum().sqrt()
+
+
+@pytest.mark.parametrize("protocol", list(PROTOCOLS))
+@pytest.mark.parametrize(("fault", "num_epochs_until_seen"), [(never_finite, 1), (without_gradient, 2)])
+@pytest.mark.parametrize("num_sound", [0, 2])
+def test_a_training_that_diverges_ends_there(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    num_sound: int,
+    fault: Any,
+    num_epochs_until_seen: int,
+    protocol: str,
+) -> None:
+    toy_cache(tmp_path)
+    steps, name = itertools.count(), PROTOCOLS[protocol]["loss"]
+    sound = LOSSES[name]
+    monkeypatch.setitem(LOSSES, name, lambda *values: (sound if next(steps) < num_sound else fault)(*values))
+
+    def stop(progress: TrainProgress) -> None:
+        if math.isnan(progress.loss) and progress.metrics:
+            raise Killed
+
+    chosen = options(tmp_path, protocol=protocol, epochs=20, batch_size=24)  # one step per epoch
+    with pytest.raises(Killed):
+        train(chosen, stop)
+    (summary,) = train(chosen)  # goes on, and sees that there is nothing to go on with
+    run = Path(summary.run)
+    assert "diverged: its loss is not finite in epoch" in caplog.text
+    assert runs.read_run(run).complete
+    history = runs.read_history(run)
+    assert summary.num_epochs == len(history) == num_sound + num_epochs_until_seen
+    assert [math.isnan(item["mean_ccc"]) for item in history] == [n >= num_sound for n in range(len(history))]
+    finite = [np.isfinite(item.prediction_FE).all() for item in runs.read_predictions(run)]
+    if num_sound:  # the best head from before is kept
+        best = max(history[:num_sound], key=lambda item: item["mean_ccc"])
+        assert (summary.best_epoch, summary.mean_ccc) == (best["epoch"], pytest.approx(best["mean_ccc"], abs=1e-12))
+        assert all(finite)
+    else:
+        assert summary.best_epoch == 1
+        assert all(math.isnan(value) for value in (*summary.ccc.values(), summary.mean_ccc))
+        assert not any(finite)
+
+
+def test_code_that_takes_a_run_up_is_named_behind_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    toy_cache(tmp_path)
+
+    def stop_in(epoch: int) -> Any:
+        def stop(progress: TrainProgress) -> None:
+            if progress.epoch == epoch:
+                raise Killed
+
+        return stop
+
+    for revision, epoch in (("lost", 1), ("first", 2), ("first", 3), ("second", 4)):
+        monkeypatch.setattr(runs, "code_revision", lambda revision=revision: revision)
+        with pytest.raises(Killed):
+            train(options(tmp_path), stop_in(epoch))
+    (summary,) = train(options(tmp_path))
+    # The first epoch was never finished, so that nothing of it is left.
+    assert runs.read_run(Path(summary.run)).revision == "first, second"
+    monkeypatch.setattr(runs, "code_revision", lambda: "third")
+    train(options(tmp_path))
+    assert runs.read_run(Path(summary.run)).revision == "first, second"
 
 
 def test_bf16_trains_too(tmp_path: Path) -> None:
@@ -270,7 +451,7 @@ def test_bf16_trains_too(tmp_path: Path) -> None:
         ({"head": "sum"}, "unknown head 'sum'; known: recursive_joint_attention, concat"),
         (
             {"head_option": ("depth=3",)},
-            r"head 'concat' has no argument 'depth'; it takes: unimodal_blstm=True, joint_blstm=True, dropout=0\.5$",
+            r"head 'concat' has no argument 'depth'; it takes: .*unimodal_blstm=True, joint_blstm=True, dropout=0\.5$",
         ),
         ({"head_option": ("num_clips=3",)}, "has no argument 'num_clips'"),
         ({"head_option": ("dropout=much",)}, r"dropout=much is not a float such as 0\.5"),
@@ -281,6 +462,8 @@ def test_bf16_trains_too(tmp_path: Path) -> None:
         ({"device": "cuda:77"}, "device 'cuda:77' is not here"),
         ({"head_option": ("dropout=2",)}, "dropout is 2; allowed are numbers from 0"),
         ({"seed": (2**60,)}, "is too large; seeds go up to"),
+        ({"overlap": 16}, "overlap is 16; windows of 16 clips can share 0 to 15"),
+        ({"protocol": "paper"}, "unknown protocol 'paper'; known: default, released"),
     ],
 )
 def test_what_cannot_be_trained_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:

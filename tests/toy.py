@@ -19,7 +19,7 @@ def toy_spec(**changes: object) -> CacheSpec:
         "targets": ("valence", "arousal"),
         "decoder": {},
         "detector": {},
-        "clip": {"hop": HOP},
+        "clip": {"hop": HOP, "frames": 8, "dilation": 4},
         "video": {},
         "audio": {},
         "precision": "fp32",
@@ -31,18 +31,30 @@ def toy_spec(**changes: object) -> CacheSpec:
 
 
 def add_recording(
-    store: FeatureCache, name: str, partition: str, num_clips: int, seed: int, rated: bool = True
+    store: FeatureCache,
+    name: str,
+    partition: str,
+    num_clips: int,
+    seed: int,
+    rated: bool = True,
+    frame_target: np.ndarray | None = None,
 ) -> dict[str, np.ndarray]:
-    """Add a recording in which valence shows in the map and arousal in the sound; return its arrays."""
+    """Add a recording in which valence shows in the map and arousal in the sound; return its arrays.
+
+    Its ratings are a random walk, or `frame_target`, with NaN where unrated.
+    """
     rng = np.random.default_rng(seed)
     num_frames = num_clips * HOP + 3
-    walk = np.cumsum(rng.normal(size=(num_frames, 2)), axis=0) / 8
-    frame_target = np.tanh(walk - walk.mean(axis=0)).astype(np.float32)
     end_frame = np.arange(1, num_clips + 1) * HOP - 1
-    at_end = frame_target[end_frame]
+    if frame_target is None:
+        walk = np.cumsum(rng.normal(size=(num_frames, 2)), axis=0) / 8
+        frame_target = np.tanh(walk - walk.mean(axis=0)).astype(np.float32)
+        at_end = frame_target[end_frame]
+        frame_target[::17] = np.nan
+    else:
+        at_end = np.nan_to_num(frame_target[end_frame])
     video = rng.normal(scale=0.3, size=(num_clips, CHANNELS, MAP, MAP)) + at_end[:, 0, None, None, None]
     audio = rng.normal(scale=0.3, size=(num_clips, AUDIO)) + at_end[:, 1, None]
-    frame_target[::17] = np.nan
     if not rated:
         frame_target[:] = np.nan
     arrays = {

@@ -17,7 +17,6 @@ import hashlib
 import http.client
 import os
 import re
-import textwrap
 import time
 import urllib.request
 from collections.abc import Callable, Mapping
@@ -27,13 +26,12 @@ from typing import Any
 
 import torch
 import torchvision
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from avfuse.schema import UsageError
+from avfuse.weights import check_state, file_digest, read_state
 
 DOWNLOAD_SILENCE_S, DOWNLOAD_LIMIT_S = 30, 1800  # how long a server may say nothing, and take in all
-_WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
 
 
 @dataclass(frozen=True)
@@ -89,7 +87,7 @@ def load_into(
     network = _seeded(make, 0)
     path, expected = _find(rest if kind == "tsav" else spec, allow_download)
     digest = _checked_digest(path, expected)
-    state = _unwrap(_read(path), path)
+    state = read_state(path)
     if kind == "tsav":
         state = _strip(state, tsav_prefix, path)
     state = {key: value for key, value in adapt(state).items() if not key.startswith("fc.")}
@@ -162,7 +160,7 @@ def _download(url: str, path: Path, expected: str | None) -> None:
                 file.write(block)
                 if time.monotonic() > deadline_s:
                     raise TimeoutError(f"not done after {DOWNLOAD_LIMIT_S} s")
-        if expected and not _digest(aside).startswith(expected):  # the next run would find it and stop there
+        if expected and not file_digest(aside).startswith(expected):  # the next run would find it and stop there
             raise UsageError(f"{url} came in part or altered: its sha256 does not begin with {expected}; try again")
         aside.replace(path)
     except (OSError, http.client.HTTPException) as error:  # URLError and TimeoutError are OSErrors
@@ -172,39 +170,10 @@ def _download(url: str, path: Path, expected: str | None) -> None:
 
 
 def _checked_digest(path: Path, expected: str | None) -> str:
-    digest = _digest(path)
+    digest = file_digest(path)
     if expected and not digest.startswith(expected.lower()):
         raise UsageError(f"{path} is not the file that was asked for: its sha256 is {digest}, expected {expected}")
     return digest
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _read(path: Path) -> Any:
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # on garbage the restricted unpickler raises whatever its stack machine runs into
-        reason = textwrap.shorten(str(error), 120, placeholder=" ...")
-        raise UsageError(
-            f"{path} does not load as a file of weights: only tensors in .pt, .pth or .safetensors are read, "
-            f"never pickled objects ({type(error).__name__}: {reason})"
-        ) from error
-
-
-def _unwrap(content: Any, path: Path) -> dict[str, Tensor]:
-    """Return the state dictionary of a checkpoint, without wrappers and without the prefix of data parallelism."""
-    for wrapper in _WRAPPERS:
-        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
-            content = content[wrapper]
-    items = content.items() if isinstance(content, dict) else ()
-    if not items or not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in items):
-        raise UsageError(f"{path} holds no state dictionary (names and tensors)")
-    return {key.removeprefix("module."): value for key, value in content.items()}
 
 
 def _strip(state: dict[str, Tensor], prefix: str, path: Path) -> dict[str, Tensor]:
@@ -216,14 +185,5 @@ def _strip(state: dict[str, Tensor], prefix: str, path: Path) -> dict[str, Tenso
 
 def _load_strictly(network: nn.Module, state: dict[str, Tensor], path: Path) -> None:
     wanted = network.state_dict()
-    for key, value in wanted.items():
-        if key not in state and not key.endswith("num_batches_tracked"):
-            raise UsageError(f"{path} does not fit: parameter '{key}' is missing")
-        if key in state and state[key].shape != value.shape:
-            raise UsageError(
-                f"{path} does not fit: '{key}' is {tuple(state[key].shape)}, expected {tuple(value.shape)}"
-            )
-    for key in state:
-        if key not in wanted:
-            raise UsageError(f"{path} does not fit: parameter '{key}' is unexpected")
+    check_state(state, wanted, path)
     network.load_state_dict({**wanted, **state})

@@ -2,13 +2,13 @@
 
 Contract
 --------
-``Plug(targets, *, audio_size=512, video_size=512, num_clips=16, **arguments)`` with plain keyword arguments that have
-defaults. Called as ``head(audio, video, mask=None, face=None)``:
+``Plug(targets, *, audio_size=512, video_size=512, num_clips=16, map_size=7, form="paper", **arguments)`` with plain
+keyword arguments that have defaults. Called as ``head(audio, video, mask=None, face=None)``:
 
 =========  ====================  ==========================================================================
 argument   shape                 meaning
 =========  ====================  ==========================================================================
-audio      (B, T, A)             audio features as cached, T <= num_clips
+audio      (B, T, A)             audio features as cached, T <= num_clips unless the head takes any length
 video      (B, T, C, H, W)       video feature maps as cached, any float type
 mask       (B, T) bool           True for a clip, False for padding; padding stands at the end of a window
 face       (B, T)                share of the clip's frames that show the face, 0 to 1; None means 1
@@ -17,28 +17,100 @@ face       (B, T)                share of the clip's frames that show the face, 
 It returns the trace (B, T, E), columns in the order of ``head.targets``; values at padding have no meaning but are
 finite. What is padded never changes the trace of what is not, so a short window gives what it gives alone.
 
-A head is final: heads share the blocks of `avfuse.fusion._blocks`, never each other. Every head's docstring cites its
-source and lists where it differs from it.
+A head has two forms. ``paper`` follows the equations of its source; its inputs are standardised by the training
+partition, and a learned vector stands for a face that was not found. ``released`` computes what the published code
+computes, quirks included: on raw features, and blind to `face` (there, a frame without a face is a black picture).
+
+A head is final: heads share the blocks of the pages whose names begin with ``_``, never each other. Every head's
+docstring cites its source and lists where it differs from it.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import ClassVar
 
 from torch import Tensor, nn
 
+from avfuse.fusion._blocks import Inputs, Padding, find_padding
+from avfuse.schema import UsageError
+
+FORMS = ("paper", "released")
+
 
 class FusionHead(nn.Module, ABC):
-    """The light network that stage 2 trains; see the module's contract."""
+    """The light network that stage 2 trains; see the module's contract.
 
-    targets: tuple[str, ...]
-    num_clips: int
+    Parameters
+    ----------
+    targets : sequence of str
+        Names of the columns of the trace.
+    audio_size, video_size, map_size : int
+        A; C; H = W.
+    num_clips : int
+        The longest window, T.
+    form : str
+        ``paper`` or ``released``.
+    """
 
-    @abstractmethod
-    def forward(self, audio: Tensor, video: Tensor, mask: Tensor | None = None, face: Tensor | None = None) -> Tensor:
-        """Return the trace (B, T, E) of a batch of windows."""
+    takes_any_length: ClassVar[bool] = False
+    """Whether windows may be longer than `num_clips`."""
+    standardises_released: ClassVar[bool] = False
+    """Whether the released form, too, standardises its inputs, because the published code does."""
 
-    @abstractmethod
+    def __init__(
+        self,
+        targets: Sequence[str],
+        *,
+        audio_size: int,
+        video_size: int,
+        num_clips: int,
+        map_size: int,
+        form: str = "paper",
+    ) -> None:
+        super().__init__()
+        if not targets:
+            raise UsageError("a head needs at least one target")
+        if form not in FORMS:
+            raise UsageError(f"form '{form}' is none of {', '.join(FORMS)}")
+        self.targets = tuple(targets)
+        self.num_clips = num_clips
+        self.form = form
+        self.inputs = Inputs(audio_size, video_size, map_size)
+
+    @property
+    def is_released(self) -> bool:
+        """Whether this is the form of the published code."""
+        return self.form == "released"
+
     def standardise(self, audio_mean: Tensor, audio_std: Tensor, video_mean: Tensor, video_std: Tensor) -> None:
         """Set the constants by which the head standardises its inputs: (A,), (A,), (C, H, W), (C, H, W).
 
-        They come from the training partition alone, are saved with the weights, and are 0 and 1 until set.
+        They come from the training partition alone, are saved with the weights, and are 0 and 1 until set. A released
+        form takes raw features, unless the published code standardises too; it leaves its constants alone.
+
+        Raises
+        ------
+        ValueError
+            If one has the wrong shape, is not finite, or is a negative deviation.
         """
+        if not self.is_released or self.standardises_released:
+            self.inputs.set_constants(audio_mean, audio_std, video_mean, video_std)
+
+    def forward(self, audio: Tensor, video: Tensor, mask: Tensor | None = None, face: Tensor | None = None) -> Tensor:
+        """Return the trace (B, T, E) of a batch of windows.
+
+        Raises
+        ------
+        UsageError
+            If the windows are longer, or the features of other shapes, than the head was built for.
+        ValueError
+            If a clip follows padding.
+        """
+        if audio.shape[1] > self.num_clips and not self.takes_any_length:
+            raise UsageError(f"windows of {audio.shape[1]} clips; this head takes at most {self.num_clips}")
+        self.inputs.check(audio, video)
+        return self.fuse(audio, video, find_padding(mask), face)
+
+    @abstractmethod
+    def fuse(self, audio: Tensor, video: Tensor, padding: Padding | None, face: Tensor | None) -> Tensor:
+        """Return the trace (B, T, E) of windows that were checked."""

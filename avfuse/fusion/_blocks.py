@@ -1,12 +1,12 @@
 """Blocks that the fusion heads share.
 
 Rows are clips; beside the legend of `avfuse.schema`, N counts the clips of all windows (B * T), P the cells of a map
-(H * W). Everything here keeps the promise of the contract that padding changes nothing: a padded clip enters
-every block as zeros and leaves it as zeros.
+(H * W), J = A + C is the size of the joint features. Everything here keeps the promise of the contract that padding
+changes nothing: a padded clip enters every block as zeros and leaves it as zeros.
 """
 
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -68,6 +68,15 @@ def linear(input_size: int, output_size: int, *, bias: bool = True) -> nn.Linear
     return layer
 
 
+def fixed_by_release(**values: tuple[float, float]) -> None:
+    """Refuse to change what the published code fixes: each value is (given, default)."""
+    for name, (given, default) in values.items():
+        if given != default:
+            raise UsageError(
+                f"{name}={given} goes with form=paper only: the released form has the release's own {name}"
+            )
+
+
 def joint_output_size(joint_size: int) -> int:
     """Return the output size of the BLSTM on the concatenated features: half of theirs, and even."""
     return joint_size // 4 * 2
@@ -85,9 +94,8 @@ class Inputs(nn.Module):
     video_mean: Tensor
     video_std: Tensor
 
-    def __init__(self, audio_size: int, video_size: int, map_size: int, num_clips: int) -> None:
+    def __init__(self, audio_size: int, video_size: int, map_size: int) -> None:
         super().__init__()
-        self.num_clips = num_clips
         for modality, shape in (("audio", (audio_size,)), ("video", (video_size, map_size, map_size))):
             self.register_buffer(f"{modality}_mean", torch.zeros(shape))
             self.register_buffer(f"{modality}_std", torch.ones(shape))
@@ -108,9 +116,7 @@ class Inputs(nn.Module):
             self.get_buffer(name).copy_(values)
 
     def check(self, audio_BTA: Tensor, video_BTCHW: Tensor) -> None:
-        """Refuse windows that the head was not built for (ValueError)."""
-        if audio_BTA.shape[1] > self.num_clips:
-            raise UsageError(f"windows of {audio_BTA.shape[1]} clips; this head takes at most {self.num_clips}")
+        """Refuse features that the head was not built for (UsageError)."""
         if audio_BTA.shape[2:] != self.audio_mean.shape or video_BTCHW.shape[2:] != self.video_mean.shape:
             raise UsageError(
                 f"features of shape {tuple(audio_BTA.shape[2:])} (audio) and {tuple(video_BTCHW.shape[2:])} (video); "
@@ -134,33 +140,6 @@ class Inputs(nn.Module):
         return zero_padding(video_NC.reshape(video_BTCHW.shape[:3]), padding)
 
 
-class AudioGuidedPooling(nn.Module):
-    """Weighs the cells of a video map by the audio of the same clip.
-
-    Per clip with audio g and cells X_r: u_r = ReLU(Lin X_r), q = ReLU(Lin g), z_r = w_h . tanh(W_1 u_r + W_2 q), the
-    weights are the softmax of z over the cells, and the result is Lin(sum of weight_r X_r).
-    """
-
-    def __init__(self, audio_size: int, video_size: int, num_cells: int) -> None:
-        super().__init__()
-        self.cell_layer = linear(video_size, video_size)
-        self.audio_layer = linear(audio_size, video_size)
-        self.cell_score = linear(video_size, num_cells, bias=False)  # W_1
-        self.audio_score = linear(video_size, num_cells, bias=False)  # W_2
-        self.score = linear(num_cells, 1, bias=False)  # w_h
-        self.output_layer = linear(video_size, video_size)
-
-    def forward(self, cells_NPC: Tensor, audio_NA: Tensor) -> Tensor:
-        """Return (N, C) from N clips with P cells each."""
-        if torch.is_autocast_enabled(cells_NPC.device.type):  # the map is used twice: round it once
-            cells_NPC = cells_NPC.to(torch.get_autocast_dtype(cells_NPC.device.type))
-        content_NPD = self.cell_score(self.cell_layer(cells_NPC).relu_())  # D = P, as in the release
-        query_N1D = self.audio_score(self.audio_layer(audio_NA).relu_()).unsqueeze(1)
-        weight_NP1 = self.score((content_NPD + query_N1D).tanh_()).softmax(dim=1)
-        pooled_NC: Tensor = self.output_layer((weight_NP1.mT.to(cells_NPC.dtype) @ cells_NPC).squeeze(1))
-        return pooled_NC
-
-
 class AbsentFace(nn.Module):
     """Replaces the video features of a clip without a face by a learned vector, in proportion to the frames without.
 
@@ -178,6 +157,22 @@ class AbsentFace(nn.Module):
             face_BT1 = face_BT.to(video_BTC.dtype).unsqueeze(-1)
             video_BTC = face_BT1 * video_BTC + (1 - face_BT1) * self.absent_C
         return zero_padding(video_BTC, padding)
+
+
+class MeanVideo(nn.Module):
+    """The video features of a clip: the mean of its map over the cells, and what stands for absent faces.
+
+    The released forms take the mean alone.
+    """
+
+    def __init__(self, video_size: int, *, is_released: bool) -> None:
+        super().__init__()
+        self.absent_face = None if is_released else AbsentFace(video_size)
+
+    def forward(self, video_BTCHW: Tensor, face_BT: Tensor | None, padding: Padding | None, inputs: Inputs) -> Tensor:
+        """Return (B, T, C), zero at padding, from maps as cached."""
+        video_BTC = inputs.mean_video(video_BTCHW, padding)
+        return video_BTC if self.absent_face is None else self.absent_face(video_BTC, face_BT, padding)
 
 
 class BLSTM(nn.Module):
@@ -206,6 +201,18 @@ class BLSTM(nn.Module):
             return zero_padding(output_BTD, padding)
 
 
+class PerTarget(nn.Module):
+    """One network of its own per target, side by side: what the sources do that train a model per target."""
+
+    def __init__(self, make: Callable[[], nn.Module], num_targets: int) -> None:
+        super().__init__()
+        self.networks = nn.ModuleList(make() for _ in range(num_targets))
+
+    def forward(self, *inputs: Any) -> Tensor:
+        """Return the trace (B, T, E) from networks that give (B, T, 1)."""
+        return torch.cat([network(*inputs) for network in self.networks], dim=-1)
+
+
 class Regressor(nn.Module):
     """From the fused features to the trace: per target Linear, ReLU, Dropout, Linear, without squashing.
 
@@ -214,8 +221,6 @@ class Regressor(nn.Module):
 
     def __init__(self, input_size: int, num_targets: int, dropout: float) -> None:
         super().__init__()
-        if num_targets < 1:
-            raise UsageError("a head needs at least one target")
         if not 0 <= dropout < 1:
             raise UsageError(f"dropout is {dropout}; allowed are numbers from 0 to below 1")
         self.branches = nn.ModuleList(
@@ -227,3 +232,17 @@ class Regressor(nn.Module):
         """Return the trace (B, T, E)."""
         with torch.autocast(fused_BTD.device.type, enabled=False):
             return torch.cat([branch(fused_BTD) for branch in self.branches], dim=-1)
+
+
+class LinearRegressor(nn.Module):
+    """One linear layer for all targets, in the precision of its weights, under autocast too."""
+
+    def __init__(self, input_size: int, num_targets: int) -> None:
+        super().__init__()
+        self.layer = linear(input_size, num_targets)
+
+    def forward(self, fused_BTD: Tensor) -> Tensor:
+        """Return the trace (B, T, E)."""
+        with torch.autocast(fused_BTD.device.type, enabled=False):
+            trace_BTE: Tensor = self.layer(fused_BTD.to(self.layer.weight.dtype))
+            return trace_BTE

@@ -6,7 +6,16 @@ import torch
 from torch import Tensor
 
 from avfuse.fusion import FusionHead
-from avfuse.fusion._blocks import BLSTM, DROPOUT, AbsentFace, Inputs, Regressor, find_padding, joint_output_size
+from avfuse.fusion._blocks import (
+    BLSTM,
+    DROPOUT,
+    LinearRegressor,
+    MeanVideo,
+    Padding,
+    Regressor,
+    fixed_by_release,
+    joint_output_size,
+)
 
 
 class ConcatFusion(FusionHead):
@@ -23,6 +32,9 @@ class ConcatFusion(FusionHead):
     - the encoders are frozen; the source trains them together with the fusion;
     - a learned vector for absent faces, an addition of this package; the source shows its network black frames.
 
+    ``form="released"`` is the source's own fusion: one linear layer on the concatenation, clip by clip. Of its 17
+    outputs (expressions, valence, arousal, action units) only the targets are here.
+
     Parameters
     ----------
     targets : sequence of str
@@ -31,10 +43,12 @@ class ConcatFusion(FusionHead):
         A; C; H = W.
     num_clips : int
         The longest window, T.
+    form : str
+        ``paper`` or ``released``.
     unimodal_blstm, joint_blstm : bool
-        Whether a bidirectional LSTM models each modality, and the concatenation, over the clips.
+        Whether a bidirectional LSTM models each modality, and the concatenation, over the clips; paper form only.
     dropout : float
-        Of the regressor.
+        Of the regressor; paper form only.
     """
 
     def __init__(
@@ -45,32 +59,36 @@ class ConcatFusion(FusionHead):
         video_size: int = 512,
         num_clips: int = 16,
         map_size: int = 7,
+        form: str = "paper",
         unimodal_blstm: bool = True,
         joint_blstm: bool = True,
         dropout: float = DROPOUT,
     ) -> None:
-        super().__init__()
-        self.targets = tuple(targets)
-        self.num_clips = num_clips
-        self.inputs = Inputs(audio_size, video_size, map_size, num_clips)
-        self.absent_face = AbsentFace(video_size)
-        self.audio_blstm = BLSTM(audio_size, audio_size) if unimodal_blstm else None
-        self.video_blstm = BLSTM(video_size, video_size) if unimodal_blstm else None
+        super().__init__(
+            targets, audio_size=audio_size, video_size=video_size, num_clips=num_clips, map_size=map_size, form=form
+        )
+        self.mean_video = MeanVideo(video_size, is_released=self.is_released)
+        self.audio_blstm: BLSTM | None = None
+        self.video_blstm: BLSTM | None = None
+        self.joint_blstm: BLSTM | None = None
+        self.regressor: Regressor | LinearRegressor
         joint_size = audio_size + video_size
+        if self.is_released:
+            fixed_by_release(
+                unimodal_blstm=(unimodal_blstm, True), joint_blstm=(joint_blstm, True), dropout=(dropout, DROPOUT)
+            )
+            self.regressor = LinearRegressor(joint_size, len(self.targets))
+            return
+        if unimodal_blstm:
+            self.audio_blstm, self.video_blstm = BLSTM(audio_size, audio_size), BLSTM(video_size, video_size)
         output_size = joint_output_size(joint_size) if joint_blstm else joint_size
         self.joint_blstm = BLSTM(joint_size, output_size) if joint_blstm else None
         self.regressor = Regressor(output_size, len(self.targets), dropout)
 
-    def standardise(self, audio_mean: Tensor, audio_std: Tensor, video_mean: Tensor, video_std: Tensor) -> None:
-        """Set the constants of standardisation; see `FusionHead`."""
-        self.inputs.set_constants(audio_mean, audio_std, video_mean, video_std)
-
-    def forward(self, audio: Tensor, video: Tensor, mask: Tensor | None = None, face: Tensor | None = None) -> Tensor:
+    def fuse(self, audio: Tensor, video: Tensor, padding: Padding | None, face: Tensor | None) -> Tensor:
         """Return the trace (B, T, E); see the contract in `avfuse.fusion`."""
-        self.inputs.check(audio, video)
-        padding = find_padding(mask)
         audio_BTA = self.inputs.audio(audio, padding)
-        video_BTC = self.absent_face(self.inputs.mean_video(video, padding), face, padding)
+        video_BTC = self.mean_video(video, face, padding, self.inputs)
         if self.audio_blstm is not None:
             audio_BTA = self.audio_blstm(audio_BTA, padding)
         if self.video_blstm is not None:

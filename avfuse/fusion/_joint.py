@@ -1,0 +1,140 @@
+"""Blocks of joint attention: pooling that audio guides, a recursion, and the gate between attended and unattended.
+
+`_released` holds what the published code has in their place; shapes follow `_blocks`.
+"""
+
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from avfuse.fusion._blocks import AbsentFace, Inputs, Padding, in_parts, linear, zero_padding
+from avfuse.fusion._correlation import attend_through_correlation
+from avfuse.fusion._released import interleaved_cells
+
+OUTPUT_GAIN = 0.1
+"""Scale of W_h at the start: every recursion begins close to the identity, whatever the scale of its input, as it does
+in the release (where the inputs' unit length makes it so). At full scale the second recursion of standardised features
+saturates C and nothing is learned without BLSTMs."""
+GATE_TEMPERATURE = 0.1
+
+
+class AudioGuidedPooling(nn.Module):
+    """Weighs the cells of a video map by the audio of the same clip.
+
+    Per clip with audio g and cells X_r: u_r = ReLU(Lin X_r), q = ReLU(Lin g), z_r = w_h . tanh(W_1 u_r + W_2 q), the
+    weights are the softmax of z over the cells, and the result is Lin(sum of weight_r X_r). In the released form W_2 q
+    has one entry per cell instead of one per score unit: z_r = w_h . tanh(W_1 u_r + (W_2 q)_r).
+    """
+
+    def __init__(self, audio_size: int, video_size: int, num_cells: int, *, is_released: bool = False) -> None:
+        super().__init__()
+        self.cell_layer = linear(video_size, video_size)
+        self.audio_layer = linear(audio_size, video_size)
+        self.cell_score = linear(video_size, num_cells, bias=False)  # W_1
+        self.audio_score = linear(video_size, num_cells, bias=False)  # W_2
+        self.score = linear(num_cells, 1, bias=False)  # w_h
+        self.output_layer = linear(video_size, video_size)
+        self._query_axis = -1 if is_released else 1
+
+    def forward(self, cells_NPC: Tensor, audio_NA: Tensor) -> Tensor:
+        """Return (N, C) from N clips with P cells each."""
+        if torch.is_autocast_enabled(cells_NPC.device.type):  # the map is used twice: round it once
+            cells_NPC = cells_NPC.to(torch.get_autocast_dtype(cells_NPC.device.type))
+        content_NPD = self.cell_score(self.cell_layer(cells_NPC).relu_())  # D = P, as in the release
+        query_ND = self.audio_score(self.audio_layer(audio_NA).relu_())
+        weight_NP1 = self.score((content_NPD + query_ND.unsqueeze(self._query_axis)).tanh_()).softmax(dim=1)
+        pooled_NC: Tensor = self.output_layer((weight_NP1.mT.to(cells_NPC.dtype) @ cells_NPC).squeeze(1))
+        return pooled_NC
+
+
+class GuidedVideo(nn.Module):
+    """The video features of a clip: its map, pooled as the audio guides, and what stands for absent faces."""
+
+    def __init__(self, audio_size: int, video_size: int, num_cells: int, *, is_released: bool) -> None:
+        super().__init__()
+        self.pooling = AudioGuidedPooling(audio_size, video_size, num_cells, is_released=is_released)
+        self.absent_face = None if is_released else AbsentFace(video_size)
+
+    def forward(
+        self, video_BTCHW: Tensor, audio_BTA: Tensor, face_BT: Tensor | None, padding: Padding | None, inputs: Inputs
+    ) -> Tensor:
+        """Return (B, T, C), zero at padding, from maps as cached and the audio features that guide."""
+        video_BTCHW = zero_padding(video_BTCHW, padding)
+        to_cells = inputs.video_cells if self.absent_face else partial(interleaved_cells, dtype=audio_BTA.dtype)
+        pooled_NC = torch.cat(
+            [self.pooling(to_cells(video), audio.flatten(0, 1)) for video, audio in in_parts(video_BTCHW, audio_BTA)]
+        )
+        pooled_BTC = pooled_NC.reshape(video_BTCHW.shape[:3])
+        return self.absent_face(pooled_BTC, face_BT, padding) if self.absent_face else zero_padding(pooled_BTC, padding)
+
+
+class JointAttention(nn.Module):
+    """One recursion for one modality X, (T, D), given the joint features J = [X_a, X_v], (T, d).
+
+    C = tanh(X^T W_j J / sqrt(d)) relates each feature of the modality to each joint feature over the clips of the
+    window; H = ReLU(X W_c C); the result is X + H W_h.
+    """
+
+    def __init__(self, size: int, joint_size: int, num_clips: int) -> None:
+        super().__init__()
+        self.clip_weight = nn.Parameter(torch.empty(num_clips, num_clips))  # W_j
+        self.feature_weight = nn.Parameter(torch.empty(size, size))  # W_c
+        self.output_weight = nn.Parameter(torch.empty(joint_size, size))  # W_h
+        for weight in (self.clip_weight, self.feature_weight):
+            nn.init.xavier_uniform_(weight)
+        nn.init.xavier_uniform_(self.output_weight, gain=OUTPUT_GAIN)
+
+    def forward(self, values_BTD: Tensor, joint_BTJ: Tensor) -> Tensor:
+        """Return the attended features (B, T, D); J = A + C is the size of the joint features."""
+        num_clips, joint_size = joint_BTJ.shape[1:]
+        # The correlation, (D, J) per window, dwarfs all else: scale its factor instead.
+        mixed_BTJ = (self.clip_weight[:num_clips, :num_clips] / joint_size**0.5) @ joint_BTJ
+        attended_BTJ = attend_through_correlation(values_BTD @ self.feature_weight, values_BTD.mT, mixed_BTJ).relu()
+        return values_BTD + attended_BTJ @ self.output_weight
+
+
+class JointRecursion(nn.Module):
+    """One recursion for both modalities."""
+
+    def __init__(self, audio_size: int, video_size: int, num_clips: int) -> None:
+        super().__init__()
+        joint_size = audio_size + video_size
+        self.audio = JointAttention(audio_size, joint_size, num_clips)
+        self.video = JointAttention(video_size, joint_size, num_clips)
+
+    def forward(self, audio_BTA: Tensor, video_BTC: Tensor, padding: Padding | None) -> tuple[Tensor, Tensor]:
+        """Return the attended features (B, T, A) and (B, T, C), zero at padding where the given ones are."""
+        joint_BTJ = torch.cat([audio_BTA, video_BTC], dim=-1)
+        return self.audio(audio_BTA, joint_BTJ), self.video(video_BTC, joint_BTJ)
+
+
+class DynamicGate(nn.Module):
+    """Chooses, clip by clip, between a modality's features before the attention and after it.
+
+    Source: R. G. Praveen and J. Alam, "Cross-Attention is Not Always Needed: Dynamic Cross-Attention for Audio-Visual
+    Dimensional Emotion Recognition" (ICME 2024, arXiv 2403.19554): the softmax, at temperature 0.1, of a linear map of
+    the attended features weighs the two, and a ReLU ends it.
+    """
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.choice = linear(size, 2)
+
+    def forward(self, before_BTD: Tensor, after_BTD: Tensor) -> Tensor:
+        """Return (B, T, D), zero where both are."""
+        weight_BT2 = (self.choice(after_BTD) / GATE_TEMPERATURE).softmax(dim=-1)
+        gated_BTD: Tensor = (weight_BT2[..., :1] * before_BTD + weight_BT2[..., 1:] * after_BTD).relu()
+        return gated_BTD
+
+
+class Gates(nn.Module):
+    """One `DynamicGate` per modality."""
+
+    def __init__(self, audio_size: int, video_size: int) -> None:
+        super().__init__()
+        self.audio, self.video = DynamicGate(audio_size), DynamicGate(video_size)
+
+    def forward(self, before: tuple[Tensor, Tensor], after: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """Return the gated audio and video, (B, T, A) and (B, T, C)."""
+        return self.audio(before[0], after[0]), self.video(before[1], after[1])

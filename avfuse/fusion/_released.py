@@ -1,0 +1,108 @@
+"""Blocks of the published code of recursive joint attention and its kin, quirks included.
+
+Where they depart from the paper: inputs and BLSTM outputs are scaled to unit length; the map is viewed, not transposed,
+as cells, which interleaves channels and positions; the BLSTMs see their input again at the output and learn their
+initial state; the joint features pass a learned, biased map that both modalities share; the attention has biases, a
+further tanh and ReLU, and dropout inside; features are joined in the order video, audio.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+from avfuse.fusion._blocks import Padding, linear, zero_padding
+from avfuse.fusion._correlation import attend_through_correlation
+from avfuse.schema import UsageError
+
+ATTENTION_DROPOUT = REGRESSOR_DROPOUT = 0.6
+UNIMODAL_DROPOUT, JOINT_DROPOUT = 0.1, 0.0
+_UNIT_EPSILON = 1e-12
+
+
+def unit_length(values: Tensor) -> Tensor:
+    """Return `values` scaled to length 1 along their last axis; zeros stay zeros."""
+    return F.normalize(values, dim=-1, eps=_UNIT_EPSILON)
+
+
+def interleaved_cells(video_BTCHW: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return each map, scaled to unit length, as rows (B * T, H * W, C), by a view of its numbers in their order.
+
+    Row r thus holds the numbers C r to C r + C - 1 of the map laid out channel by channel: all positions of a few
+    channels, instead of all channels of one position.
+    """
+    num_channels = video_BTCHW.shape[2]
+    flat_NX = unit_length(video_BTCHW.flatten(0, 1).flatten(1).to(dtype))
+    return flat_NX.view(len(flat_NX), -1, num_channels)
+
+
+class LearnedStateBLSTM(nn.Module):
+    """Bidirectional LSTM of two layers from a learned state; its input and output, side by side, are mapped and scaled.
+
+    It runs in the precision of its weights, under autocast too.
+    """
+
+    def __init__(self, input_size: int, output_size: int, dropout: float) -> None:
+        super().__init__()
+        if output_size < 2 or output_size % 2:
+            raise UsageError(f"a bidirectional LSTM of size {output_size}; the size must be even and positive")
+        self.lstm = nn.LSTM(
+            input_size, output_size // 2, num_layers=2, bidirectional=True, batch_first=True, dropout=dropout
+        )
+        self.initial_state = nn.Parameter(torch.empty(8, output_size // 2))  # rows 0 to 3 hidden, 4 to 7 cell state
+        nn.init.xavier_uniform_(self.initial_state)
+        self.dropout = nn.Dropout(dropout)
+        self.output_layer = linear(input_size + output_size, output_size)
+
+    def forward(self, values_BTD: Tensor, padding: Padding | None) -> Tensor:
+        """Return (B, T, output_size), each row of length 1, zero at padding."""
+        with torch.autocast(values_BTD.device.type, enabled=False):
+            values_BTD = values_BTD.to(self.initial_state.dtype)
+            state = self.initial_state[:, None].expand(-1, len(values_BTD), -1)
+            start = (state[:4].contiguous(), state[4:].contiguous())
+            if padding is None:
+                hidden_BTD: Tensor = self.lstm(values_BTD, start)[0]
+            else:
+                packed = pack_padded_sequence(values_BTD, padding.num_clips_B, batch_first=True, enforce_sorted=False)
+                hidden_BTD, _ = pad_packed_sequence(
+                    self.lstm(packed, start)[0], batch_first=True, total_length=values_BTD.shape[1]
+                )
+            joined_BTD = self.dropout(torch.cat([values_BTD, hidden_BTD], dim=-1))
+            return zero_padding(unit_length(self.output_layer(joined_BTD)), padding)
+
+
+class SharedQueryRecursion(nn.Module):
+    """One recursion for both modalities, of which both take their query from one map of the joint features.
+
+    Q = J W_q + b_q with J = [X_v, X_a]. Per modality X, (T, D): K = X^T W_j^T + b_j along the clips,
+    C = Dropout(tanh(K Q / sqrt(d))), H = ReLU(tanh((X W_c + b_c) C)), and the result is
+    X + Dropout(ReLU(H W_h + b_h)). A window of T clips uses the leading T x T block of W_j and T entries of b_j.
+    """
+
+    def __init__(self, audio_size: int, video_size: int, num_clips: int) -> None:
+        super().__init__()
+        joint_size = audio_size + video_size
+        self.query = linear(joint_size, joint_size)
+        self.audio_key, self.video_key = linear(num_clips, num_clips), linear(num_clips, num_clips)
+        self.audio_value, self.video_value = linear(audio_size, audio_size), linear(video_size, video_size)
+        self.audio_output, self.video_output = linear(joint_size, audio_size), linear(joint_size, video_size)
+        self.dropout = nn.Dropout(ATTENTION_DROPOUT)
+
+    def forward(self, audio_BTA: Tensor, video_BTC: Tensor, padding: Padding | None) -> tuple[Tensor, Tensor]:
+        """Return the attended features (B, T, A) and (B, T, C), zero at padding."""
+        joint_BTJ = torch.cat([video_BTC, audio_BTA], dim=-1)
+        query_BTJ = zero_padding(self.query(joint_BTJ), padding) / joint_BTJ.shape[-1] ** 0.5
+        audio_BTA = self._attend(audio_BTA, query_BTJ, self.audio_key, self.audio_value, self.audio_output)
+        video_BTC = self._attend(video_BTC, query_BTJ, self.video_key, self.video_value, self.video_output)
+        return zero_padding(audio_BTA, padding), zero_padding(video_BTC, padding)
+
+    def _attend(
+        self, values_BTD: Tensor, query_BTJ: Tensor, key: nn.Linear, value: nn.Linear, output: nn.Linear
+    ) -> Tensor:
+        num_clips = values_BTD.shape[1]
+        key_BDT = F.linear(values_BTD.mT, key.weight[:num_clips, :num_clips], key.bias[:num_clips])
+        attended_BTJ = attend_through_correlation(
+            value(values_BTD), key_BDT, query_BTJ, self.dropout.p if self.training else 0.0
+        )
+        output_BTD: Tensor = values_BTD + self.dropout(output(attended_BTJ.tanh().relu()).relu())
+        return output_BTD

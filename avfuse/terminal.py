@@ -1,0 +1,124 @@
+"""What the door shows: log lines, progress, tables and JSON, on a terminal or in a file."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import logging
+import math
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from avfuse.schema import ReportTable
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress
+
+HEARTBEAT_S = 10.0
+PLAIN_WIDTH = 160
+
+
+def set_up_logging(verbose: bool, quiet: bool) -> None:
+    """Send log messages to standard error: errors only, warnings, or all."""
+    from rich.logging import RichHandler
+
+    level = logging.ERROR if quiet else logging.INFO if verbose else logging.WARNING
+    handler: logging.Handler
+    if sys.stderr.isatty():
+        handler = RichHandler(console=make_console(), show_path=False, log_time_format="%X")
+        layout = "%(message)s"
+    else:
+        handler = logging.StreamHandler()
+        layout = "%(asctime)s %(levelname)s %(message)s"
+    logging.basicConfig(level=level, format=layout, handlers=[handler], force=True)
+
+
+def make_console(stderr: bool = True) -> Console:
+    """Return a console on standard error or output, of a fixed width where there is no terminal."""
+    from rich.console import Console
+
+    stream = sys.stderr if stderr else sys.stdout
+    width = None if stream.isatty() or "COLUMNS" in os.environ else PLAIN_WIDTH
+    return Console(file=stream, width=width, highlight=False)
+
+
+@contextlib.contextmanager
+def show_progress(title: str) -> Iterator[Callable[..., None]]:
+    """Show a bar on a terminal, or a plain line now and then elsewhere; yield what moves it."""
+    if logging.getLogger().level >= logging.ERROR:
+        yield lambda *_, **__: None
+    elif not sys.stderr.isatty():
+        yield _plain_lines(title)
+    else:
+        with _bar() as bar:
+            task = bar.add_task(title, total=None, note="starting")
+
+            def move(done: float, total: float, note: str, milestone: bool = False) -> None:
+                bar.update(task, completed=done, total=total, note=note)
+
+            yield move
+
+
+def _bar() -> Progress:
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    layout = (
+        "{task.description}",
+        BarColumn(),
+        TextColumn("{task.fields[note]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    return Progress(*layout, console=make_console(), transient=True)
+
+
+def _plain_lines(title: str) -> Callable[..., None]:
+    last_s = [-math.inf]
+
+    def move(done: float, total: float, note: str, milestone: bool = False) -> None:
+        now_s = time.monotonic()
+        if milestone or now_s - last_s[0] >= HEARTBEAT_S:
+            last_s[0] = now_s
+            click.echo(f"{title}: {note}", err=True)
+
+    return move
+
+
+def print_table(table: ReportTable) -> None:
+    """Print a table with its title above and its notes below."""
+    from rich.table import Table
+    from rich.text import Text
+
+    out = make_console(stderr=False)
+    if table.title:
+        out.print(Text(table.title, style="bold"))
+    shown = Table()
+    for position, column in enumerate(table.columns):
+        shown.add_column(column, overflow="fold", no_wrap=position == 0)
+    for row in table.rows:
+        shown.add_row(*(Text(cell) for cell in row))
+    out.print(shown)
+    for note in table.notes:
+        out.print(Text(note), soft_wrap=True)
+
+
+def print_json(values: Any) -> None:
+    """Print plain values, or a dataclass of them, as one JSON object."""
+    plain = dataclasses.asdict(values) if dataclasses.is_dataclass(values) and not isinstance(values, type) else values
+    click.echo(json.dumps(_without_nan(plain), default=str))
+
+
+def _without_nan(values: Any) -> Any:
+    """Replace NaN, which JSON does not have, by null."""
+    if isinstance(values, dict):
+        return {key: _without_nan(value) for key, value in values.items()}
+    if isinstance(values, (list, tuple)):
+        return [_without_nan(value) for value in values]
+    return None if isinstance(values, float) and not math.isfinite(values) else values

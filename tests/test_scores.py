@@ -1,0 +1,93 @@
+"""Runs become rows: scored from their predictions by the oracle's formula, gathered over seeds, in the order given."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from test_report import RJA, TARGETS, TOLERANCE, make_predictions, make_run, oracle
+
+from avfuse.schema import Predictions, UsageError
+from avfuse.scores import Row, score
+
+
+def rows_of(*places: Path) -> list[Row]:
+    return score(places)[0]
+
+
+def test_a_row_holds_the_scores_of_its_seeds(tmp_path: Path) -> None:
+    predictions = {seed: make_run(tmp_path / f"seed-{seed}", seed=seed, revision="a, b") for seed in (10, 2)}
+    make_run(tmp_path / "torn", seed=3, complete=False)
+    (row,), num_incomplete = score([tmp_path])
+    expected = [[oracle(predictions[seed], column) for column in range(2)] for seed in (2, 10)]
+    assert num_incomplete == 1
+    assert [item.record.seed for item in row.runs] == [2, 10]
+    assert row.ccc_SE == pytest.approx(np.array(expected), abs=TOLERANCE)
+    assert row.mean_ccc == pytest.approx({2: np.mean(expected[0]), 10: np.mean(expected[1])}, abs=TOLERANCE)
+    assert row.overall_ccc == pytest.approx(np.mean(expected), abs=TOLERANCE)
+    assert (row.head, row.options, row.label, row.revisions) == ("concat", "", "concat", ["a", "b"])
+    assert list(row.runs[0].ccc) == list(TARGETS)
+
+
+def test_runs_named_one_by_one_keep_their_order_and_those_of_a_folder_the_registrys(tmp_path: Path) -> None:
+    options: dict[str, dict[str, Any]] = {"b": {"recursions": 3}, "c": {}, "a": {"recursions": 1}}
+    make_run(tmp_path / "concat", "concat")
+    make_run(tmp_path / "strange", "strange")
+    for name in options:
+        make_run(tmp_path / name, RJA, head_options=options[name])
+    labels = [RJA, f"{RJA} (recursions=1)", f"{RJA} (recursions=3)", "concat", "strange"]
+    assert [row.label for row in rows_of(tmp_path)] == labels
+    named = ["concat", f"{RJA} (recursions=3)", RJA]
+    places = (tmp_path / "concat", tmp_path / "b", tmp_path / "c", tmp_path)
+    assert [row.label for row in rows_of(*places)] == [*named, f"{RJA} (recursions=1)", "strange"]
+
+
+def test_other_partitions_are_not_scored(tmp_path: Path) -> None:
+    predictions = make_predictions(0.3, 0)
+    stranger = Predictions(**{**vars(predictions[0]), "partition": "train", "recording": "train"})
+    make_run(tmp_path / "a", predictions=[*predictions, stranger])
+    assert rows_of(tmp_path)[0].ccc_SE[0, 0] == pytest.approx(oracle(predictions, 0), abs=TOLERANCE)
+    make_run(tmp_path / "b", predictions=[stranger])
+    with pytest.raises(UsageError, match="b holds no predictions of the validation partition"):
+        rows_of(tmp_path / "b")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"fingerprint": "beef"}, r"different feature caches: cafe0123 \(.*/a\) and beef \(.*/b\); report each by"),
+        ({"dataset": "other"}, r"different data sets: demo \(.*/a\) and other \(.*/b\)"),
+        ({"targets": ("valence",)}, r"different targets: valence, arousal \(.*/a\) and valence \(.*/b\)"),
+        ({"seed": 0}, r"/a and .*/b are the same training, seed 0; give one of them"),
+    ],
+)
+def test_runs_that_do_not_compare_are_refused(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+    make_run(tmp_path / "a")
+    make_run(tmp_path / "b", **{"seed": 1, **changes})
+    with pytest.raises(UsageError, match=message):
+        rows_of(tmp_path)
+
+
+def test_an_incomplete_run_of_another_cache_does_not_matter(tmp_path: Path) -> None:
+    make_run(tmp_path / "a")
+    make_run(tmp_path / "b", fingerprint="beef", complete=False)
+    assert score([tmp_path])[1] == 1
+
+
+def test_nothing_to_report(tmp_path: Path) -> None:
+    make_run(tmp_path / "a", complete=False)
+    with pytest.raises(UsageError, match="none of 1 runs is complete; finish one with: avfuse fuse-train"):
+        rows_of(tmp_path)
+    with pytest.raises(UsageError, match="does not exist"):
+        rows_of(tmp_path / "nowhere")
+
+
+def test_predictions_that_cannot_be_scored_are_refused(tmp_path: Path) -> None:
+    predictions = make_predictions(0.3, 0)
+    predictions[0].target_FE[:, 0] = np.inf
+    make_run(tmp_path / "infinite", predictions=predictions)
+    with pytest.raises(UsageError, match=r"infinite cannot be scored on valence: .* infinite .*; train it again"):
+        rows_of(tmp_path / "infinite")
+    make_run(tmp_path / "mixed", predictions=make_predictions(0.3, 0, ("arousal", "valence")))
+    with pytest.raises(UsageError, match="mixed is damaged: its predictions are of arousal, valence, its record"):
+        rows_of(tmp_path / "mixed")
