@@ -14,6 +14,7 @@ FATIGUE = "Fatigue"
 _PROPOSED = "recursive_joint_attention"
 _PROPOSED_METHOD = "Recursive joint attention + BLSTM"
 _PROPOSED_DEFAULTS = {"recursions": 2, "unimodal_blstm": True, "joint_blstm": True}
+_SAME_ROW = ("form",)  # by the equations or as the authors published it, a head is the same row of the paper
 
 
 @dataclass(frozen=True)
@@ -118,10 +119,12 @@ def paper_dataset(target: str) -> str | None:
 def paper_ccc(head: str, head_options: Mapping[str, Any], target: str) -> PaperFigure | None:
     """Return the paper's figure for a head on the validation partition, or None where it has none.
 
-    `head_options` may leave out what equals the paper's defaults (recursions=2, both BLSTMs). Any option that the
-    paper's rows do not name (a dropout, a hidden size) makes another head, of which the paper says nothing.
+    `head_options` may leave out what equals the paper's defaults (recursions=2, both BLSTMs). A head's form does not
+    matter: the published code is what a row was measured with, the equations are what the paper says of it. Any other
+    option that the paper's rows do not name (a dropout, a hidden size) makes another head, of which it says nothing.
     """
-    wanted = _typed({**_defaults(head), **head_options})
+    named = {key: value for key, value in head_options.items() if key not in _SAME_ROW}
+    wanted = _typed({**_defaults(head), **named})
     for figure in FIGURES:
         same = (figure.head, figure.partition, figure.target) == (head, "validation", target)
         if same and _typed(figure.head_options) == wanted:

@@ -1,0 +1,148 @@
+"""Time a training step of every fusion head, and of the recursive head against the published module.
+
+A step is the forward pass in training mode, a squared error, the backward pass; no optimiser, no data loading. The
+published module is the straightforward transcription in `tests/transcription.py`; both sides have the same weights, run
+in turn in one process, and their outputs are compared in evaluation mode.
+"""
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import avfuse  # sets what must be set before torch is imported
+from avfuse import published, registry
+from avfuse.device import choose_device
+from avfuse.schema import ReportTable
+from avfuse.terminal import print_table
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+
+import torch
+import transcription
+from torch import Tensor, nn
+
+TARGETS = ("valence", "arousal")
+NUM_CLIPS, SIZE, MAP = 16, 512, 7
+VARIANTS = {
+    "recursive_joint_attention": ({"recursions": 1}, {"recursions": 2}),
+    "joint_cross_attention": ({}, {"version": "cvprw"}),
+    "lstm_transformer": ({}, {"network": "cross_modal"}),
+}
+Step = Callable[[], None]
+
+
+def make_inputs(batch_size: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Return audio (B, T, A), video (B, T, C, H, W), of which half is 0 as after a ReLU, and targets (B, T, E)."""
+    generator = torch.Generator().manual_seed(0)
+    audio = torch.randn(batch_size, NUM_CLIPS, SIZE, generator=generator)
+    video = torch.randn(batch_size, NUM_CLIPS, SIZE, MAP, MAP, generator=generator).relu()
+    return audio.to(device), video.to(device), torch.randn(batch_size, NUM_CLIPS, 2, generator=generator).to(device)
+
+
+def make_step(module: nn.Module, trace: Callable[[], Tensor], target: Tensor, bf16: bool = False) -> Step:
+    """Return a training step of a module whose output `trace` computes."""
+
+    def step() -> None:
+        module.zero_grad(set_to_none=True)
+        with torch.autocast(target.device.type, torch.bfloat16, enabled=bf16):
+            output = trace()
+        (output.float() - target).square().mean().backward()
+        if target.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    return step
+
+
+def time_steps(steps: list[Step], repeats: int) -> list[float]:
+    """Run the steps in turn, `repeats` times after one warm-up; return the median seconds of each."""
+    times: list[list[float]] = [[] for _ in steps]
+    for repeat in range(repeats + 1):
+        for step, spent in zip(steps, times, strict=True):
+            started_s = time.perf_counter()
+            step()
+            if repeat:
+                spent.append(time.perf_counter() - started_s)
+    return [statistics.median(spent) for spent in times]
+
+
+def compare_with_published(recursions: int, inputs: tuple[Tensor, Tensor, Tensor], repeats: int) -> tuple[str, ...]:
+    """Return a row: seconds of the published module and of ours, ratios, and the largest difference of outputs."""
+    audio, video, target = inputs
+    flat = video.flatten(2)
+    device = audio.device
+    slow = transcription.ReleasedModule(NUM_CLIPS, recursions).to(device)
+    fast = registry.load("head", "recursive_joint_attention")(TARGETS, form="released", recursions=recursions).to(
+        device
+    )
+    state = slow.state_dict()
+    own = {name: state[published.published_name(name)] for name in fast.state_dict() if not name.startswith("inputs.")}
+    fast.load_state_dict(own, strict=False)
+
+    def published_trace() -> Tensor:
+        return torch.stack(slow(audio, flat), dim=-1)
+
+    def own_trace() -> Tensor:
+        trace: Tensor = fast(audio, video)
+        return trace
+
+    with torch.no_grad():
+        slow.eval(), fast.eval()
+        difference = (published_trace() - own_trace()).abs().max().item()
+    slow.train(), fast.train()
+    steps = [make_step(slow, published_trace, target)]
+    steps += [make_step(fast, own_trace, target, bf16) for bf16 in (False, True)]
+    slow_s, fp32_s, bf16_s = time_steps(steps, repeats)
+    return (
+        str(recursions),
+        f"{slow_s:.3f}",
+        f"{fp32_s:.3f}",
+        f"{fp32_s / slow_s:.2f}",
+        f"{bf16_s:.3f}",
+        f"{bf16_s / slow_s:.2f}",
+        f"{difference:.1e}",
+    )
+
+
+def time_head(
+    name: str, arguments: dict[str, object], inputs: tuple[Tensor, Tensor, Tensor], repeats: int
+) -> tuple[str, ...]:
+    """Return a row: parameters and seconds per step of one head."""
+    audio, video, target = inputs
+    head = registry.load("head", name)(TARGETS, **arguments).to(audio.device).train()
+    steps = [make_step(head, lambda: head(audio, video), target, bf16) for bf16 in (False, True)]
+    fp32_s, bf16_s = time_steps(steps, repeats)
+    num_parameters = sum(parameter.numel() for parameter in head.parameters())
+    options = ", ".join(f"{key}={value}" for key, value in arguments.items())
+    return name, options, f"{num_parameters:,}", f"{fp32_s:.3f}", f"{bf16_s:.3f}"
+
+
+def main() -> int:
+    """Print both tables."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--published-only", action="store_true", help="leave the table of all heads out")
+    arguments = parser.parse_args()
+    device = choose_device(arguments.device)
+    inputs = make_inputs(arguments.batch_size, device)
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    title = f"A training step: batch {arguments.batch_size}, {NUM_CLIPS} clips; {where}; torch {torch.__version__}"
+    rows = [compare_with_published(recursions, inputs, arguments.repeats) for recursions in (1, 2)]
+    columns = ("recursions", "published, s", "released form, s", "ratio", "bf16, s", "ratio", "largest difference")
+    print_table(ReportTable(title, columns, tuple(rows), ()))
+    if not arguments.published_only:
+        heads = [(name, options) for name in registry.HEADS for options in VARIANTS.get(name, ({},))]
+        rows = [time_head(name, options, inputs, arguments.repeats) for name, options in heads]
+        columns = ("head", "options", "parameters", "fp32, s", "bf16, s")
+        print_table(
+            ReportTable("Every head, in the paper's form", columns, tuple(rows), (f"avfuse {avfuse.__version__}",))
+        )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
