@@ -791,7 +791,7 @@ def test_correlation_drops_the_given_share_and_keeps_the_mean():
     # One feature that correlates perfectly: the result counts what was kept, in units of what keeps the mean.
     query, key = torch.ones(8, 1, 512), torch.full((8, 512, 1), 20.0)
     result = attend_through_correlation(query, key, torch.ones(8, 1, 64), 0.6)
-    kept = result * 26214 / 65536
+    kept = result * 13107 / 32768
     torch.testing.assert_close(kept, kept.round(), atol=1e-3, rtol=0)
     # 512 draws with p = 0.4 have a deviation of 11.1; the mean of 512 such counts one of 0.49
     assert kept.mean().item() == pytest.approx(512 * 0.4, abs=4 * 0.49)

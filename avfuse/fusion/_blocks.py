@@ -18,7 +18,7 @@ DROPOUT = 0.5
 """Dropout of the regressor in every head, so that a comparison of heads compares fusion."""
 REGRESSOR_SIZE = 128
 MIN_STD_SHARE = 0.01
-WINDOWS_AT_ONCE = 4
+WINDOWS_AT_ONCE = 4  # of 32-bit numbers, on a CPU
 
 
 class Padding(NamedTuple):
@@ -53,9 +53,18 @@ def zero_padding(values: Tensor, padding: Padding | None) -> Tensor:
     return values.masked_fill(padding.padded_BT.reshape(values.shape[:2] + (1,) * (values.ndim - 2)), 0.0)
 
 
-def in_parts(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Iterate over a batch a few windows at a time on a CPU, whose caches they fit; all at once elsewhere."""
-    size = WINDOWS_AT_ONCE if tensors[0].device.type == "cpu" else max(1, len(tensors[0]))
+def compute_dtype(values: Tensor) -> torch.dtype:
+    """Return the type that matrices are multiplied in: autocast's where it is on, else that of `values`."""
+    device = values.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else values.dtype
+
+
+def in_parts(*tensors: Tensor, dtype: torch.dtype = torch.float32) -> Iterator[tuple[Tensor, ...]]:
+    """Iterate over a batch a few windows at a time on a CPU, whose caches they fit; all at once elsewhere.
+
+    `dtype` is the type that they are computed in: of shorter numbers more fit.
+    """
+    size = WINDOWS_AT_ONCE * 4 // dtype.itemsize if tensors[0].device.type == "cpu" else max(1, len(tensors[0]))
     return zip(*(torch.split(tensor, size) for tensor in tensors), strict=True)
 
 

@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from avfuse.fusion._blocks import AbsentFace, Inputs, Padding, in_parts, linear, zero_padding
+from avfuse.fusion._blocks import AbsentFace, Inputs, Padding, compute_dtype, in_parts, linear, zero_padding
 from avfuse.fusion._correlation import attend_through_correlation
 from avfuse.fusion._released import interleaved_cells
 
@@ -39,8 +39,7 @@ class AudioGuidedPooling(nn.Module):
 
     def forward(self, cells_NPC: Tensor, audio_NA: Tensor) -> Tensor:
         """Return (N, C) from N clips with P cells each."""
-        if torch.is_autocast_enabled(cells_NPC.device.type):  # the map is used twice: round it once
-            cells_NPC = cells_NPC.to(torch.get_autocast_dtype(cells_NPC.device.type))
+        cells_NPC = cells_NPC.to(compute_dtype(cells_NPC))  # the map is used twice: round it once
         content_NPD = self.cell_score(self.cell_layer(cells_NPC).relu_())  # D = P, as in the release
         query_ND = self.audio_score(self.audio_layer(audio_NA).relu_())
         weight_NP1 = self.score((content_NPD + query_ND.unsqueeze(self._query_axis)).tanh_()).softmax(dim=1)
@@ -63,7 +62,10 @@ class GuidedVideo(nn.Module):
         video_BTCHW = zero_padding(video_BTCHW, padding)
         to_cells = inputs.video_cells if self.absent_face else partial(interleaved_cells, dtype=audio_BTA.dtype)
         pooled_NC = torch.cat(
-            [self.pooling(to_cells(video), audio.flatten(0, 1)) for video, audio in in_parts(video_BTCHW, audio_BTA)]
+            [
+                self.pooling(to_cells(video), audio.flatten(0, 1))
+                for video, audio in in_parts(video_BTCHW, audio_BTA, dtype=compute_dtype(audio_BTA))
+            ]
         )
         pooled_BTC = pooled_NC.reshape(video_BTCHW.shape[:3])
         return self.absent_face(pooled_BTC, face_BT, padding) if self.absent_face else zero_padding(pooled_BTC, padding)

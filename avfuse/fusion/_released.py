@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from avfuse.fusion._blocks import Padding, linear, zero_padding
+from avfuse.fusion._blocks import Padding, compute_dtype, linear, zero_padding
 from avfuse.fusion._correlation import attend_through_correlation
+from avfuse.fusion._dropout import Dropout
 from avfuse.schema import UsageError
 
 ATTENTION_DROPOUT = REGRESSOR_DROPOUT = 0.6
@@ -37,10 +38,7 @@ def interleaved_cells(video_BTCHW: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 class LearnedStateBLSTM(nn.Module):
-    """Bidirectional LSTM of two layers from a learned state; its input and output, side by side, are mapped and scaled.
-
-    It runs in the precision of its weights, under autocast too.
-    """
+    """Bidirectional LSTM of two layers from a learned state; its input and output, side by side, are mapped and scaled."""
 
     def __init__(self, input_size: int, output_size: int, dropout: float) -> None:
         super().__init__()
@@ -51,24 +49,30 @@ class LearnedStateBLSTM(nn.Module):
         )
         self.initial_state = nn.Parameter(torch.empty(8, output_size // 2))  # rows 0 to 3 hidden, 4 to 7 cell state
         nn.init.xavier_uniform_(self.initial_state)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.output_layer = linear(input_size + output_size, output_size)
 
     def forward(self, values_BTD: Tensor, padding: Padding | None) -> Tensor:
-        """Return (B, T, output_size), each row of length 1, zero at padding."""
+        """Return (B, T, output_size), rows of length 1, zero at padding; the LSTM computes in autocast's precision."""
+        values_BTD = values_BTD.to(compute_dtype(self.initial_state))
         with torch.autocast(values_BTD.device.type, enabled=False):
-            values_BTD = values_BTD.to(self.initial_state.dtype)
-            state = self.initial_state[:, None].expand(-1, len(values_BTD), -1)
-            start = (state[:4].contiguous(), state[4:].contiguous())
-            if padding is None:
-                hidden_BTD: Tensor = self.lstm(values_BTD, start)[0]
-            else:
-                packed = pack_padded_sequence(values_BTD, padding.num_clips_B, batch_first=True, enforce_sorted=False)
-                hidden_BTD, _ = pad_packed_sequence(
-                    self.lstm(packed, start)[0], batch_first=True, total_length=values_BTD.shape[1]
-                )
-            joined_BTD = self.dropout(torch.cat([values_BTD, hidden_BTD], dim=-1))
-            return zero_padding(unit_length(self.output_layer(joined_BTD)), padding)
+            hidden_BTD = self._run(values_BTD, padding)
+        output_BTD = self.output_layer(self.dropout(torch.cat([values_BTD, hidden_BTD], dim=-1)))
+        return zero_padding(unit_length(output_BTD.to(self.initial_state.dtype)), padding)
+
+    def _run(self, values_BTD: Tensor, padding: Padding | None) -> Tensor:
+        """Return the output of the LSTM, (B, T, D), in the precision of its input."""
+        weights = {name: weight.to(values_BTD.dtype) for name, weight in self.lstm.named_parameters()}
+        state = self.initial_state.to(values_BTD.dtype)[:, None].expand(-1, len(values_BTD), -1)
+        start = (state[:4].contiguous(), state[4:].contiguous())
+        output_BTD: Tensor
+        if padding is None:
+            output_BTD = torch.func.functional_call(self.lstm, weights, (values_BTD, start))[0]
+            return output_BTD
+        packed = pack_padded_sequence(values_BTD, padding.num_clips_B, batch_first=True, enforce_sorted=False)
+        output = torch.func.functional_call(self.lstm, weights, (packed, start))[0]
+        output_BTD, _ = pad_packed_sequence(output, batch_first=True, total_length=values_BTD.shape[1])
+        return output_BTD
 
 
 class SharedQueryRecursion(nn.Module):
@@ -86,7 +90,7 @@ class SharedQueryRecursion(nn.Module):
         self.audio_key, self.video_key = linear(num_clips, num_clips), linear(num_clips, num_clips)
         self.audio_value, self.video_value = linear(audio_size, audio_size), linear(video_size, video_size)
         self.audio_output, self.video_output = linear(joint_size, audio_size), linear(joint_size, video_size)
-        self.dropout = nn.Dropout(ATTENTION_DROPOUT)
+        self.dropout = Dropout(ATTENTION_DROPOUT)
 
     def forward(self, audio_BTA: Tensor, video_BTC: Tensor, padding: Padding | None) -> tuple[Tensor, Tensor]:
         """Return the attended features (B, T, A) and (B, T, C), zero at padding."""
