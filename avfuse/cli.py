@@ -27,6 +27,7 @@ from avfuse.schema import ReportTable, UsageError
 from avfuse.terminal import print_json, print_table, set_up_logging, show_progress
 
 EXIT_MACHINE, EXIT_USAGE, EXIT_FAILURES = 1, 2, 3
+_BY_SIGNAL = (128 + signal.SIGINT, 128 + signal.SIGTERM)
 
 
 class _FiniteRange(click.FloatRange):
@@ -104,7 +105,7 @@ def cli(verbose: bool, quiet: bool) -> None:
 @knobs_of(DemoOptions)
 @_as_json
 def demo(as_json: bool, **knobs: Any) -> None:
-    """Write a demo corpus to ROOT: real video files in the Aff-Wild2 layout.
+    """Write a demo corpus to ROOT: real video files, as Aff-Wild2 or as sessions rated for fatigue.
 
     One public-domain face, warped by known traces, with a synthesised voice. It shows that the machinery works and is
     no evidence about people.
@@ -270,6 +271,10 @@ def main() -> NoReturn:
     except UsageError as error:
         _say_error(str(error))
         sys.exit(EXIT_USAGE)
+    except SystemExit as leaving:  # said here, where no progress is shown any more that could wipe it away
+        if leaving.code in _BY_SIGNAL:
+            click.echo("stopped; what was finished is kept, and the same command goes on from there", err=True)
+        raise
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads any more: flush into nothing
         sys.exit(EXIT_MACHINE)
@@ -281,7 +286,6 @@ def main() -> NoReturn:
 
 def _leave(number: int, frame: types.FrameType | None) -> NoReturn:
     signal.signal(number, signal.SIG_IGN)
-    click.echo("\nstopped; what was finished is kept, and the same command goes on from there", err=True)
     raise SystemExit(128 + number)
 
 

@@ -22,6 +22,7 @@ ENCODERS = {
 }
 HEADS = {
     "recursive_joint_attention": "avfuse.fusion.recursive_joint_attention:RecursiveJointAttention",
+    "reliability_joint_attention": "avfuse.fusion.reliability_joint_attention:ReliabilityJointAttention",
     "concat": "avfuse.fusion.concat:ConcatFusion",
     "leader_follower": "avfuse.fusion.leader_follower:LeaderFollower",
     "cross_attention": "avfuse.fusion.cross_attention:CrossAttention",

@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny
+import torch
+import transcription
 from conftest import write_video
 from test_extract import FACE, FPS, face_video, write_trace
 from toy import toy_cache
@@ -18,7 +20,7 @@ from toy import toy_cache
 from avfuse import registry
 from avfuse.cache import FeatureCache
 from avfuse.cli import cli, main
-from avfuse.options import DemoOptions, ExtractOptions, ReportOptions, TrainOptions
+from avfuse.options import DemoOptions, ExtractOptions, ImportOptions, ReportOptions, TrainOptions
 
 Run = Callable[..., tuple[int, str, str]]
 TINY = (
@@ -77,11 +79,17 @@ def aff_wild2(root: Path) -> Path:
 def test_help_names_every_command_and_option(run: Run) -> None:
     code, out, _ = run("--help")
     assert code == 0
-    commands = {"demo": DemoOptions, "extract": ExtractOptions, "fuse-train": TrainOptions, "report": ReportOptions}
-    assert set(cli.commands) == set(commands)
+    commands = {
+        "demo": DemoOptions,
+        "extract": ExtractOptions,
+        "fuse-train": TrainOptions,
+        "report": ReportOptions,
+        "checkpoint import": ImportOptions,
+    }
+    assert set(cli.commands) == {command.partition(" ")[0] for command in commands}
     for command, options in commands.items():
-        assert command in out
-        code, text, _ = run(command, "--help")
+        assert command.partition(" ")[0] in out
+        code, text, _ = run(*command.split(), "--help")
         assert code == 0
         for field in dataclasses.fields(options):
             shown = field.metadata["argument"] or f"--{field.name.replace('_', '-')}"
@@ -118,6 +126,22 @@ def test_from_videos_to_a_table(run: Run, tmp_path: Path) -> None:
     code, out, _ = run("report", cache / "runs", "--out", tmp_path / "table.md")
     assert (code, out) == (0, "")
     assert (tmp_path / "table.md").read_text().startswith("#")
+
+
+def test_published_weights_become_a_run(run: Run, tmp_path: Path) -> None:
+    file = tmp_path / "published.pt"
+    weights = transcription.random_weights("joint_cross_attention_tbiom", torch.Generator().manual_seed(0))
+    torch.save({"net": weights}, file)
+    code, out, _ = run("checkpoint", "import", file, "--out", tmp_path / "run")
+    assert code == 0
+    for words in ("joint_cross_attention", "form=released", "8,586,323", "valence, arousal"):
+        assert words in out
+    code, out, _ = run("-q", "checkpoint", "import", file, "--out", tmp_path / "run", "--json")
+    assert (code, json.loads(out)["head"]) == (0, "joint_cross_attention")
+    torch.save({"net": {**weights, "extra": torch.zeros(1)}}, file)
+    code, out, err = run("checkpoint", "import", file, "--out", tmp_path / "other")
+    assert (code, out) == (2, "")
+    assert err == f"Error: {file} does not fit: parameter 'extra' is unexpected\n"
 
 
 @pytest.mark.usefixtures("_tiny_encoders")
@@ -170,7 +194,7 @@ def messages(tmp_path: Path) -> dict[str, tuple[tuple[object, ...], str]]:
         "unknown head": (("fuse-train", "--cache", tmp_path / "toy", "--head", "sum"), "'recursive_joint_attention'"),
         "wrong option": (
             ("fuse-train", "--cache", tmp_path / "toy", "--head-option", "t=3"),
-            "has no argument 't'; it takes: recursions=2",
+            "has no argument 't'; it takes: form=paper, recursions=2",
         ),
         "no runs": (("report", tmp_path / "nothing"), "train one with: avfuse fuse-train"),
         "no argument": (("report",), "Missing argument"),

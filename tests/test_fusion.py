@@ -28,6 +28,7 @@ OPTIONS = {
     "cross_attention": [{"gate": True}],
     "joint_cross_attention": [{"gate": True}, {"version": "cvprw"}, {"version": "cvprw", "gate": True}],
     "lstm_transformer": [{"network": "lstm"}, {"network": "transformer"}, {"network": "cross_modal"}],
+    "reliability_joint_attention": [{"recursions": 2}, {"trust": False}],
 }
 """Options, per head, that make other networks; the released form has those that its code has."""
 UNRELEASED = {"reliability_joint_attention"}
@@ -103,6 +104,8 @@ RELEASED_TRANSFORMER = (
     linear(1024, 1024) + linear(1024, 512) + 4 * layer(512, 512) + 2 * (linear(512, 256) + 2 * 256 + linear(256, 1))
 )
 CROSS_MODAL_ENDS = 2 * (512 * 64 * 3 + 64) + linear(128, 2)
+RELIABILITY = 2 * (BLSTM_512 + 2 * 4 * 256) + POOLING + 2 * 512 + regressor(1026)
+TRUSTED_RECURSION = 2 * (31 + 512 * 512 + 1024 * 512)
 BOTTLENECK = 16 * 16 + 1024 * 32 + 16 * 32 + 32 * 16
 NUM_PARAMETERS = {
     # 2 BLSTM(512) + pooling + absent + 2 recursions + BLSTM(1024) + regressor
@@ -142,6 +145,10 @@ NUM_PARAMETERS = {
     "lstm_transformer form=released network=cross_modal": (
         CROSS_MODAL_ENDS + 2 * (layer(64, 128) + 2 * 64) + 4 * layer(128, 128)
     ),
+    # 2 BLSTM(513) + pooling + 2 learned vectors + 2 scores + recursions with 31 distances + regressor(1026)
+    "reliability_joint_attention": RELIABILITY + 2 * linear(512, 1) + TRUSTED_RECURSION,
+    "reliability_joint_attention recursions=2": RELIABILITY + 2 * linear(512, 1) + 2 * TRUSTED_RECURSION,
+    "reliability_joint_attention trust=False": RELIABILITY - 512 + TRUSTED_RECURSION,
     # BLSTM(512) + regressor
     "audio_only": BLSTM_512 + regressor(512),
     "audio_only form=released": linear(512, 2),
@@ -367,8 +374,9 @@ def test_contract_gpu(case):
 @every_case
 def test_contract_refusals(case):
     head = make_head(case)
-    with pytest.raises(ValueError, match="windows of 7 clips; this head takes at most 6"):
-        head(*make_inputs(head, num_clips=7))
+    if not head.takes_any_length:
+        with pytest.raises(ValueError, match="windows of 7 clips; this head takes at most 6"):
+            head(*make_inputs(head, num_clips=7))
     audio, video = make_inputs(head)
     with pytest.raises(ValueError, match=r"\(12,\) \(audio\) and \(1[26], 2, 3\) \(video\)"):
         head(audio, video[..., :2, :])
@@ -797,3 +805,100 @@ def test_correlation_drops_the_given_share_and_keeps_the_mean():
     assert kept.mean().item() == pytest.approx(512 * 0.4, abs=4 * 0.49)
     assert kept.std().item() == pytest.approx(11.1, rel=0.15)
     assert not torch.equal(result, attend_through_correlation(query, key, torch.ones(8, 1, 64), 0.6))
+
+
+# The head that trusts -------------------------------------------------------------------------------------------------
+
+
+def slow_trusted_attention(block, rows, trust, joint):
+    """One recursion of one modality: (T, D), trust (T,), joint features (T, d) already weighted by their trust."""
+    w = weights_of(block)
+    num_clips, joint_size = joint.shape
+    correlation = np.zeros((rows.shape[1], joint_size))
+    for i in range(num_clips):
+        for j in range(num_clips):
+            if abs(i - j) < block.num_clips:
+                weight = w["distance_weight"][i - j + block.num_clips - 1]
+                correlation += trust[i] * np.outer(rows[i], joint[j]) * weight
+    scale = block.num_clips / max(trust.sum(), 1)
+    correlation = np.tanh(scale * correlation / math.sqrt(joint_size))
+    return np.array([row + np.maximum(row @ w["feature_weight"] @ correlation, 0) @ w["output_weight"] for row in rows])
+
+
+def slow_trust(block, rows):
+    w = weights_of(block)
+    return sigmoid(rows @ w["score.weight"][0] + w["score.bias"]), w["absent_D"]
+
+
+def slow_reliability(head, audio, video, face):
+    constants = weights_of(head.inputs)
+    audio = (audio - constants["audio_mean"]) / constants["audio_std"]
+    video = (video - constants["video_mean"]) / constants["video_std"]
+    audio_trust, audio_absent = slow_trust(head.audio_trust, audio)
+    video = slow_pooling(head.pooling, video, audio_trust[:, None] * audio)
+    video_trust, video_absent = slow_trust(head.video_trust, video)
+    video_trust = video_trust * face
+    seen = []
+    for rows, trust, absent in ((audio, audio_trust, audio_absent), (video, video_trust, video_absent)):
+        share = trust[:, None]
+        seen.append(np.concatenate([share * rows + (1 - share) * absent, share], axis=1))
+    audio, video = slow_blstm(head.audio_blstm, seen[0]), slow_blstm(head.video_blstm, seen[1])
+    for attend_audio, attend_video in zip(head.audio_attention, head.video_attention, strict=True):
+        joint = np.concatenate([audio_trust[:, None] * audio, video_trust[:, None] * video], axis=1)
+        audio, video = (
+            slow_trusted_attention(attend_audio, audio, audio_trust, joint),
+            slow_trusted_attention(attend_video, video, video_trust, joint),
+        )
+    fused = np.concatenate([audio, video, audio_trust[:, None], video_trust[:, None]], axis=1)
+    return slow_regressor(head.regressor, fused)
+
+
+@pytest.mark.parametrize("recursions", [0, 1, 2])
+def test_reliability_joint_attention_is_its_equations(recursions):
+    head = randomise(make_head(("reliability_joint_attention", {"recursions": recursions})).double())
+    generator = torch.Generator().manual_seed(1)
+    head.standardise(
+        *(torch.rand(shape, generator=generator) + 0.5 for shape in ((12,), (12,), (16, 3, 3), (16, 3, 3)))
+    )
+    for num_clips in (6, 4, 15):  # 15: longer than it was built for
+        audio, video = make_inputs(head, num_clips, batch=5, dtype=torch.float64)
+        face = torch.rand(5, num_clips, generator=generator).double()
+        mask = torch.ones(5, num_clips, dtype=torch.bool)
+        mask[1, 1:] = False
+        mask[3, 3:] = False
+        trace = head(audio, video, mask, face)
+        for b, length in enumerate(mask.sum(dim=1).tolist()):
+            expected = slow_reliability(head, *(values[b, :length].numpy() for values in (audio, video, face)))
+            np.testing.assert_allclose(trace[b, :length].detach().numpy(), expected, rtol=1e-9, atol=1e-9)
+
+
+def test_what_is_not_trusted_does_not_count():
+    head = randomise(make_head("reliability_joint_attention"))
+    with torch.no_grad():  # trust in the sound falls with its first feature
+        head.audio_trust.score.weight.zero_()
+        head.audio_trust.score.weight[0, 0] = -1e3
+    audio, video = make_inputs(head)
+    audio[..., 0] = -1.0
+    audio[:, 2, 0] = 1.0
+    face = torch.ones(3, 6)
+    face[:, 4] = 0
+    trace = head(audio, video, face=face)
+    audio[:, 2, 1:] += 5
+    video[:, 4] += 5
+    torch.testing.assert_close(head(audio, video, face=face), trace, atol=1e-5, rtol=1e-5)
+    audio[:, 3, 1:] += 5
+    assert not torch.allclose(head(audio, video, face=face), trace, atol=1e-3)
+
+
+def test_the_pooling_that_starts_as_the_mean():
+    torch.manual_seed(0)
+    pooling = AudioGuidedPooling(12, 16, 9, starts_as_mean=True)
+    cells, audio = torch.randn(5, 9, 16), torch.randn(5, 12)
+    torch.testing.assert_close(pooling(cells, audio), cells.mean(dim=1), atol=0.05, rtol=0)
+
+
+def test_reliability_has_no_released_form():
+    with pytest.raises(ValueError, match="was never published elsewhere"):
+        make_head(("reliability_joint_attention", {"form": "released"}))
+    with pytest.raises(ValueError, match="recursions is -1; allowed are whole numbers from 0"):
+        make_head(("reliability_joint_attention", {"recursions": -1}))

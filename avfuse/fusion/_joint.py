@@ -17,6 +17,8 @@ OUTPUT_GAIN = 0.1
 in the release (where the inputs' unit length makes it so). At full scale the second recursion of standardised features
 saturates C and nothing is learned without BLSTMs."""
 GATE_TEMPERATURE = 0.1
+START_GAIN = 0.01
+"""Scale of weights that start close to 0, and not at 0, where what stands before them would have no gradient."""
 
 
 class AudioGuidedPooling(nn.Module):
@@ -24,10 +26,19 @@ class AudioGuidedPooling(nn.Module):
 
     Per clip with audio g and cells X_r: u_r = ReLU(Lin X_r), q = ReLU(Lin g), z_r = w_h . tanh(W_1 u_r + W_2 q), the
     weights are the softmax of z over the cells, and the result is Lin(sum of weight_r X_r). In the released form W_2 q
-    has one entry per cell instead of one per score unit: z_r = w_h . tanh(W_1 u_r + (W_2 q)_r).
+    has one entry per cell instead of one per score unit: z_r = w_h . tanh(W_1 u_r + (W_2 q)_r). At Xavier's weights it
+    starts anywhere; with `starts_as_mean` (small w_h, the last Lin the identity) close to the mean over the cells.
     """
 
-    def __init__(self, audio_size: int, video_size: int, num_cells: int, *, is_released: bool = False) -> None:
+    def __init__(
+        self,
+        audio_size: int,
+        video_size: int,
+        num_cells: int,
+        *,
+        is_released: bool = False,
+        starts_as_mean: bool = False,
+    ) -> None:
         super().__init__()
         self.cell_layer = linear(video_size, video_size)
         self.audio_layer = linear(audio_size, video_size)
@@ -36,6 +47,9 @@ class AudioGuidedPooling(nn.Module):
         self.score = linear(num_cells, 1, bias=False)  # w_h
         self.output_layer = linear(video_size, video_size)
         self._query_axis = -1 if is_released else 1
+        if starts_as_mean:
+            nn.init.xavier_uniform_(self.score.weight, gain=START_GAIN)
+            nn.init.eye_(self.output_layer.weight)
 
     def forward(self, cells_NPC: Tensor, audio_NA: Tensor) -> Tensor:
         """Return (N, C) from N clips with P cells each."""

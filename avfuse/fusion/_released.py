@@ -38,7 +38,7 @@ def interleaved_cells(video_BTCHW: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 class LearnedStateBLSTM(nn.Module):
-    """Bidirectional LSTM of two layers from a learned state; its input and output, side by side, are mapped and scaled."""
+    """Bidirectional LSTM of two layers from a learned state; input and output, side by side, are mapped and scaled."""
 
     def __init__(self, input_size: int, output_size: int, dropout: float) -> None:
         super().__init__()

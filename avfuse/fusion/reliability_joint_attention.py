@@ -1,5 +1,6 @@
-"""Joint attention that knows, clip by clip, how far each modality can be trusted."""
+"""Recursive joint attention that knows, clip by clip, how far each modality can be trusted."""
 
+import math
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -7,17 +8,51 @@ import torch
 from torch import Tensor, nn
 
 from avfuse.fusion import FusionHead
-from avfuse.fusion._blocks import BLSTM, DROPOUT, Padding, Regressor, in_parts, linear, zero_padding
+from avfuse.fusion._blocks import BLSTM, DROPOUT, Padding, Regressor, compute_dtype, in_parts, linear, zero_padding
 from avfuse.fusion._correlation import attend_through_correlation
-from avfuse.fusion._joint import OUTPUT_GAIN, AudioGuidedPooling
+from avfuse.fusion._joint import START_GAIN, AudioGuidedPooling
 from avfuse.schema import UsageError
 
-TRUST_AT_START = 3.0  # logit: a modality is trusted until training finds otherwise
-MIN_TRUST = 1e-4
+TRUST_AT_START = 0.95
+"""A modality is trusted until training finds otherwise."""
 
 
 class ReliabilityJointAttention(FusionHead):
-    """TODO"""
+    """Joint attention in which a clip counts as far as its sound and its face can be trusted, in windows of any length.
+
+    Source: an addition of this package to the recursive joint attention of R. G. Praveen, E. Granger and P. Cardinal
+    (ICASSP 2023, arXiv 2304.07958). Per clip and modality a trust r between 0 and 1: for the audio the sigmoid of a
+    learned score of its features, for the video that of its own times the share of frames that show the face. It acts
+
+    - at the input: r X + (1 - r) v, with v learned, takes the place of the features X (`AbsentFace`, for both
+      modalities), and the audio guides the pooling of the map only as far as it is trusted;
+    - in the U-BLSTMs and the regressor, which see r beside the features;
+    - in the correlation, where untrusted clips do not count: C = tanh(s X^T R W_j R' J / sqrt(d)), with R and R' the
+      trust of the modality and, column by column, of the joint features, and s = num_clips / sum(r), so that few
+      trusted clips weigh as much as many.
+
+    Beside that it differs from the paper's head in what lets it learn from few recordings: the pooling starts as the
+    mean of the map, every recursion as the identity; there is no J-BLSTM, and the regressor sees both modalities. W_j
+    holds a weight per distance between clips instead of one per pair of places, so a window may be of any length; clips
+    `num_clips` apart or more are not related. It has no released form.
+
+    Parameters
+    ----------
+    targets : sequence of str
+        Names of the columns of the trace.
+    audio_size, video_size, map_size : int
+        A; C; H = W.
+    num_clips : int
+        The window that it is trained with, and one more than the largest distance between related clips.
+    form : str
+        ``paper``; there is no other.
+    recursions : int
+        How often the attention is applied; below 0 is a UsageError, at 0 there is none.
+    trust : bool
+        Whether r is as above; False sets the audio's to 1 and the video's to the share of frames with a face.
+    dropout : float
+        Of the regressor.
+    """
 
     takes_any_length: ClassVar[bool] = True
 
@@ -29,104 +64,103 @@ class ReliabilityJointAttention(FusionHead):
         video_size: int = 512,
         num_clips: int = 16,
         map_size: int = 7,
+        form: str = "paper",
         recursions: int = 1,
-        outage: float = 0.5,
-        experts: bool = True,
-        joint_expert: bool = False,
+        trust: bool = True,
         dropout: float = DROPOUT,
     ) -> None:
-        super().__init__(targets, audio_size=audio_size, video_size=video_size, num_clips=num_clips, map_size=map_size)
-        self.outage = outage
-        self.pooling = AudioGuidedPooling(audio_size, video_size, map_size**2)
-        self.audio_trust, self.video_trust = _Trust(audio_size), _Trust(video_size)
-        self.audio_blstm, self.video_blstm = BLSTM(audio_size, audio_size), BLSTM(video_size, video_size)
-        joint = audio_size + video_size
-        self.audio_attention = nn.ModuleList(_Attention(audio_size, joint, num_clips) for _ in range(recursions))
-        self.video_attention = nn.ModuleList(_Attention(video_size, joint, num_clips) for _ in range(recursions))
-        E = len(self.targets)
-        self.audio_expert = Regressor(audio_size, E, dropout)
-        self.video_expert = Regressor(video_size, E, dropout)
-        self.joint_expert = Regressor(joint, E, dropout) if joint_expert else None
-        self.preference = nn.Parameter(torch.zeros(2, E))
-        self.share = linear(joint, 2 * E)
-        nn.init.zeros_(self.share.weight)
+        super().__init__(
+            targets, audio_size=audio_size, video_size=video_size, num_clips=num_clips, map_size=map_size, form=form
+        )
+        if self.is_released:
+            raise UsageError("reliability_joint_attention was never published elsewhere; form=paper is all there is")
+        if recursions < 0:
+            raise UsageError(f"recursions is {recursions}; allowed are whole numbers from 0")
+        self.pooling = AudioGuidedPooling(audio_size, video_size, map_size**2, starts_as_mean=True)
+        self.audio_trust = _Trust(audio_size, is_learned=trust, may_be_absent=trust)
+        self.video_trust = _Trust(video_size, is_learned=trust, may_be_absent=True)
+        self.audio_blstm, self.video_blstm = BLSTM(audio_size + 1, audio_size), BLSTM(video_size + 1, video_size)
+        joint_size = audio_size + video_size
+        self.audio_attention, self.video_attention = (
+            nn.ModuleList(_TrustedAttention(size, joint_size, num_clips) for _ in range(recursions))
+            for size in (audio_size, video_size)
+        )
+        self.regressor = Regressor(joint_size + 2, len(self.targets), dropout)
 
     def fuse(self, audio: Tensor, video: Tensor, padding: Padding | None, face: Tensor | None) -> Tensor:
+        """Return the trace (B, T, E); see the contract in `avfuse.fusion`."""
         audio_BTA = self.inputs.audio(audio, padding)
-        video = zero_padding(video, padding)
-        parts = in_parts(video, audio_BTA)
-        cells = [self.pooling(self.inputs.video_cells(v), a.flatten(0, 1)) for v, a in parts]
-        video_BTC = zero_padding(torch.cat(cells).reshape(video.shape[:3]), padding)
-        trust_a, trust_v = self.audio_trust(audio_BTA), self.video_trust(video_BTC)
+        audio_trust_BT1 = zero_padding(self.audio_trust(audio_BTA), padding)
+        video_BTC = zero_padding(self._pool(zero_padding(video, padding), audio_trust_BT1 * audio_BTA), padding)
+        video_trust_BT1 = self.video_trust(video_BTC)
         if face is not None:
-            trust_v = trust_v * face.to(trust_v.dtype)
-        if self.training and self.outage:
-            trust_a, trust_v = _outages(trust_a, trust_v, self.outage)
-        if padding is not None:
-            trust_a, trust_v = (t.masked_fill(padding.padded_BT, 0) for t in (trust_a, trust_v))
-        audio_BTA = self.audio_blstm(zero_padding(self.audio_trust.replace(audio_BTA, trust_a), padding), padding)
-        video_BTC = self.video_blstm(zero_padding(self.video_trust.replace(video_BTC, trust_v), padding), padding)
-        for aa, av in zip(self.audio_attention, self.video_attention):
-            joint = torch.cat([audio_BTA * trust_a[..., None], video_BTC * trust_v[..., None]], dim=-1)
-            audio_BTA, video_BTC = aa(audio_BTA, trust_a, joint), av(video_BTC, trust_v, joint)
-        joint = torch.cat([audio_BTA, video_BTC], dim=-1)
-        with torch.autocast(joint.device.type, enabled=False):
-            trust = torch.stack([trust_a, trust_v], dim=-1).clamp(min=MIN_TRUST).log()[..., None]
-            logits = self.preference + trust + self.share(joint).reshape(*joint.shape[:2], 2, -1)
-            weight = logits.softmax(dim=2)
-            trace = weight[:, :, 0] * self.audio_expert(audio_BTA) + weight[:, :, 1] * self.video_expert(video_BTC)
-            if self.joint_expert is not None:
-                trace = trace + self.joint_expert(joint)
-        return trace
+            video_trust_BT1 = video_trust_BT1 * face.to(video_trust_BT1.dtype)[..., None]
+        video_trust_BT1 = zero_padding(video_trust_BT1, padding)
+        audio_BTA = self.audio_blstm(self.audio_trust.see(audio_BTA, audio_trust_BT1, padding), padding)
+        video_BTC = self.video_blstm(self.video_trust.see(video_BTC, video_trust_BT1, padding), padding)
+        for attend_audio, attend_video in zip(self.audio_attention, self.video_attention, strict=True):
+            joint_BTJ = torch.cat([audio_trust_BT1 * audio_BTA, video_trust_BT1 * video_BTC], dim=-1)
+            audio_BTA = attend_audio(audio_BTA, audio_trust_BT1, joint_BTJ)
+            video_BTC = attend_video(video_BTC, video_trust_BT1, joint_BTJ)
+        trace_BTE: Tensor = self.regressor(torch.cat([audio_BTA, video_BTC, audio_trust_BT1, video_trust_BT1], dim=-1))
+        return trace_BTE
+
+    def _pool(self, video_BTCHW: Tensor, guide_BTA: Tensor) -> Tensor:
+        parts = in_parts(video_BTCHW, guide_BTA, dtype=compute_dtype(guide_BTA))
+        pooled_NC = [self.pooling(self.inputs.video_cells(video), guide.flatten(0, 1)) for video, guide in parts]
+        return torch.cat(pooled_NC).reshape(video_BTCHW.shape[:3]).to(guide_BTA.dtype)
 
 
 class _Trust(nn.Module):
-    def __init__(self, size: int) -> None:
+    """How far one modality can be trusted, and what stands in its place where it cannot."""
+
+    def __init__(self, size: int, *, is_learned: bool, may_be_absent: bool) -> None:
         super().__init__()
-        self.score = linear(size, 1)
-        nn.init.zeros_(self.score.weight)
-        nn.init.constant_(self.score.bias, TRUST_AT_START)
-        self.absent = nn.Parameter(torch.zeros(size))
+        self.score = linear(size, 1) if is_learned else None
+        if self.score is not None:
+            nn.init.zeros_(self.score.weight)
+            nn.init.constant_(self.score.bias, math.log(TRUST_AT_START / (1 - TRUST_AT_START)))
+        self.absent_D = nn.Parameter(torch.zeros(size)) if may_be_absent else None
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.score(x).squeeze(-1).sigmoid()
+    def forward(self, values_BTD: Tensor) -> Tensor:
+        """Return the trust (B, T, 1)."""
+        if self.score is None:
+            return values_BTD.new_ones(*values_BTD.shape[:2], 1)
+        with torch.autocast(values_BTD.device.type, enabled=False):
+            trust_BT1: Tensor = self.score(values_BTD).sigmoid()
+            return trust_BT1
 
-    def replace(self, x: Tensor, trust: Tensor) -> Tensor:
-        trust = trust[..., None]
-        return trust * x + (1 - trust) * self.absent
+    def see(self, values_BTD: Tensor, trust_BT1: Tensor, padding: Padding | None) -> Tensor:
+        """Return the features as far as they are trusted, and the trust beside them, (B, T, D + 1)."""
+        if self.absent_D is not None:
+            values_BTD = trust_BT1 * values_BTD + (1 - trust_BT1) * self.absent_D
+        return zero_padding(torch.cat([values_BTD, trust_BT1], dim=-1), padding)
 
 
-class _Attention(nn.Module):
+class _TrustedAttention(nn.Module):
+    """One recursion for one modality; the joint features come in weighted by their trust."""
+
     def __init__(self, size: int, joint_size: int, num_clips: int) -> None:
         super().__init__()
         self.num_clips = num_clips
-        self.distance_weight = nn.Parameter(torch.zeros(2 * num_clips - 1))
-        with torch.no_grad():
-            self.distance_weight.normal_(0, num_clips**-0.5)
-        self.feature_weight = nn.Parameter(nn.init.xavier_uniform_(torch.empty(size, size)))
-        self.output_weight = nn.Parameter(nn.init.xavier_uniform_(torch.empty(joint_size, size), gain=OUTPUT_GAIN))
+        self.distance_weight = nn.Parameter(torch.randn(2 * num_clips - 1) / math.sqrt(num_clips))  # W_j
+        self.feature_weight = nn.Parameter(nn.init.xavier_uniform_(torch.empty(size, size)))  # W_c
+        self.output_weight = nn.Parameter(
+            nn.init.xavier_uniform_(torch.empty(joint_size, size), gain=START_GAIN)
+        )  # W_h
 
-    def forward(self, values: Tensor, trust: Tensor, joint: Tensor) -> Tensor:
-        T, J = joint.shape[1:]
-        place = torch.arange(T, device=joint.device)
-        distance = place[:, None] - place[None]
-        within = distance.abs() < self.num_clips
-        weight = self.distance_weight[distance.clamp(1 - self.num_clips, self.num_clips - 1) + self.num_clips - 1]
-        weight = weight * within
-        scale = self.num_clips / trust.sum(dim=1).clamp(min=1)
-        mixed = (weight / J**0.5) @ joint * scale[:, None, None]
-        attended = attend_through_correlation(values @ self.feature_weight, (values * trust[..., None]).mT, mixed)
-        return values + attended.relu() @ self.output_weight
+    def forward(self, values_BTD: Tensor, trust_BT1: Tensor, joint_BTJ: Tensor) -> Tensor:
+        """Return the attended features (B, T, D)."""
+        scale_B11 = self.num_clips / trust_BT1.sum(dim=1, keepdim=True).clamp(min=1) / joint_BTJ.shape[-1] ** 0.5
+        mixed_BTJ = self._clip_weight(joint_BTJ.shape[1]) @ joint_BTJ * scale_B11
+        attended_BTJ = attend_through_correlation(
+            values_BTD @ self.feature_weight, (trust_BT1 * values_BTD).mT, mixed_BTJ
+        )
+        return values_BTD + attended_BTJ.relu() @ self.output_weight
 
-
-def _outages(trust_a: Tensor, trust_v: Tensor, share: float) -> tuple[Tensor, Tensor]:
-    B, T = trust_a.shape
-    place = torch.arange(T, device=trust_a.device)
-    start = (torch.rand(B, 1) * T).to(trust_a.device)
-    length = (torch.rand(B, 1) * T / 2).to(trust_a.device)
-    hit = ((place - start) % T) < length
-    which = torch.rand(B, 1).to(trust_a.device)
-    return (
-        trust_a.masked_fill(hit & (which < share / 2), 0),
-        trust_v.masked_fill(hit & (which >= share / 2) & (which < share), 0),
-    )
+    def _clip_weight(self, num_clips: int) -> Tensor:
+        """Return W_j, (T, T): the weight of the distance between two clips, 0 beyond the largest."""
+        place_T = torch.arange(num_clips, device=self.distance_weight.device)
+        distance_TT = place_T[:, None] - place_T + self.num_clips - 1
+        is_far_TT = (distance_TT < 0) | (distance_TT >= len(self.distance_weight))
+        return self.distance_weight[distance_TT.clamp(0, len(self.distance_weight) - 1)].masked_fill(is_far_TT, 0)
