@@ -43,7 +43,7 @@ WALLS = {
     "extract": {"fusion", "losses", "metrics", "dataset", "checkpoint", "runs"},
     "report": {"media", "faces", "encoders", "corpora", "fusion", "checkpoint", "cache", "device"},
 }
-UNTESTED = {"__init__", "__main__", "cli", "terminal"}  # their tests: architecture, cli, end to end
+UNTESTED = {"__init__", "__main__", "cli"}  # their tests are test_architecture.py and test_end_to_end.py
 DOOR = {"cli", "terminal"}
 MAX_MODULE_LINES, MAX_FUNCTION_LINES = 400, 60
 PAGES = sorted(ROOT.rglob("*.py"))

@@ -1,0 +1,53 @@
+"""What the door shows where there is no terminal: lines now and then, tables of a fixed width, JSON without NaN."""
+
+import json
+import logging
+import math
+from dataclasses import dataclass
+
+import pytest
+
+from avfuse import terminal
+from avfuse.schema import ReportTable
+
+
+def test_progress_is_plain_lines_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    with terminal.show_progress("extract") as show:
+        show(0, 3, "first")
+        show(1, 3, "too soon")
+        show(2, 3, "milestone", True)
+    out, err = capsys.readouterr()
+    assert (out, err) == ("", "extract: first\nextract: milestone\n")
+
+
+def test_quiet_shows_no_progress(capsys: pytest.CaptureFixture[str]) -> None:
+    root = logging.getLogger()
+    level = root.level
+    root.setLevel(logging.ERROR)
+    try:
+        with terminal.show_progress("extract") as show:
+            show(0, 3, "first", True)
+    finally:
+        root.setLevel(level)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_tables_show_title_rows_and_notes(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    table = ReportTable("Title", ("head", "CCC"), (("concat", "0.5"), ("audio_only", "[0.25]")), (), ("A note.",))
+    terminal.print_table(table)
+    lines = capsys.readouterr().out.splitlines()
+    assert (lines[0], lines[-1]) == ("Title", "A note.")
+    assert any("concat" in line and "0.5" in line for line in lines)
+    assert any("audio_only" in line and "[0.25]" in line for line in lines)  # markup is text
+    assert max(map(len, lines)) <= terminal.PLAIN_WIDTH
+
+
+def test_json_has_no_nan(capsys: pytest.CaptureFixture[str]) -> None:
+    @dataclass
+    class Summary:
+        ccc: dict[str, float]
+        runs: tuple[float, ...]
+
+    terminal.print_json(Summary({"valence": math.nan, "arousal": 0.5}, (math.inf, 1.0)))
+    assert json.loads(capsys.readouterr().out) == {"ccc": {"valence": None, "arousal": 0.5}, "runs": [None, 1.0]}
