@@ -448,7 +448,7 @@ def test_bf16_trains_too(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"head": "sum"}, "unknown head 'sum'; known: recursive_joint_attention, concat"),
+        ({"head": "sum"}, "unknown head 'sum'; known: recursive_joint_attention, reliability_joint_attention"),
         (
             {"head_option": ("depth=3",)},
             r"head 'concat' has no argument 'depth'; it takes: .*unimodal_blstm=True, joint_blstm=True, dropout=0\.5$",

@@ -41,6 +41,10 @@ class R3DEncoder(Encoder):
         super().__init__()
         if arch not in ARCHITECTURES:
             raise UsageError(f"encoder r3d: arch '{arch}' is none of {', '.join(ARCHITECTURES)}")
+        if weights.startswith("tsav:") and arch != "r2plus1d_18":
+            raise UsageError(
+                f"weights '{weights}' are of r2plus1d_18, not of {arch}; add --video-option arch=r2plus1d_18"
+            )
         self.network, loaded = load_into(
             lambda: _residual_stages(arch),
             weights,

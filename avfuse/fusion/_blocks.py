@@ -184,6 +184,17 @@ class MeanVideo(nn.Module):
         return video_BTC if self.absent_face is None else self.absent_face(video_BTC, face_BT, padding)
 
 
+def over_clips(lstm: Callable[[Any], tuple[Any, Any]], values_BTD: Tensor, padding: Padding | None) -> Tensor:
+    """Run an LSTM over the clips of each window, (B, T, D), and not over its padding, which becomes zero."""
+    output_BTD: Tensor
+    if padding is None:
+        output_BTD = lstm(values_BTD)[0]
+        return output_BTD
+    packed = pack_padded_sequence(values_BTD, padding.num_clips_B, batch_first=True, enforce_sorted=False)
+    output_BTD, _ = pad_packed_sequence(lstm(packed)[0], batch_first=True, total_length=values_BTD.shape[1])
+    return zero_padding(output_BTD, padding)
+
+
 class BLSTM(nn.Module):
     """Bidirectional LSTM of two layers; each direction holds half of the output.
 
@@ -200,14 +211,7 @@ class BLSTM(nn.Module):
         """Return (B, T, output_size), zero at padding; the backward direction starts at a window's last clip."""
         with torch.autocast(values_BTD.device.type, enabled=False):
             values_BTD = values_BTD.to(next(self.lstm.parameters()).dtype)
-            if padding is None:
-                output_BTD: Tensor = self.lstm(values_BTD)[0]
-                return output_BTD
-            packed = pack_padded_sequence(values_BTD, padding.num_clips_B, batch_first=True, enforce_sorted=False)
-            output_BTD, _ = pad_packed_sequence(
-                self.lstm(packed)[0], batch_first=True, total_length=values_BTD.shape[1]
-            )
-            return zero_padding(output_BTD, padding)
+            return over_clips(self.lstm, values_BTD, padding)
 
 
 class PerTarget(nn.Module):

@@ -9,9 +9,8 @@ further tanh and ReLU, and dropout inside; features are joined in the order vide
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from avfuse.fusion._blocks import Padding, compute_dtype, linear, zero_padding
+from avfuse.fusion._blocks import Padding, compute_dtype, linear, over_clips, zero_padding
 from avfuse.fusion._correlation import attend_through_correlation
 from avfuse.fusion._dropout import Dropout
 from avfuse.schema import UsageError
@@ -65,14 +64,9 @@ class LearnedStateBLSTM(nn.Module):
         weights = {name: weight.to(values_BTD.dtype) for name, weight in self.lstm.named_parameters()}
         state = self.initial_state.to(values_BTD.dtype)[:, None].expand(-1, len(values_BTD), -1)
         start = (state[:4].contiguous(), state[4:].contiguous())
-        output_BTD: Tensor
-        if padding is None:
-            output_BTD = torch.func.functional_call(self.lstm, weights, (values_BTD, start))[0]
-            return output_BTD
-        packed = pack_padded_sequence(values_BTD, padding.num_clips_B, batch_first=True, enforce_sorted=False)
-        output = torch.func.functional_call(self.lstm, weights, (packed, start))[0]
-        output_BTD, _ = pad_packed_sequence(output, batch_first=True, total_length=values_BTD.shape[1])
-        return output_BTD
+        return over_clips(
+            lambda values: torch.func.functional_call(self.lstm, weights, (values, start)), values_BTD, padding
+        )
 
 
 class SharedQueryRecursion(nn.Module):
