@@ -4,14 +4,17 @@ What is being written carries the name of its writer (host and process), so that
 told from what a living one is at.
 """
 
+import fcntl
 import hashlib
 import json
+import math
 import os
 import secrets
 import shutil
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +88,26 @@ def flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a folder against other processes that ask for it; wait until it is free. It ends with its holder."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def plain_values(values: Any) -> Any:
+    """Return values as JSON has them: numbers that are not finite become null."""
+    if isinstance(values, dict):
+        return {key: plain_values(value) for key, value in values.items()}
+    if isinstance(values, (list, tuple)):
+        return [plain_values(value) for value in values]
+    return None if isinstance(values, float) and not math.isfinite(values) else values
 
 
 def digest_json(values: Mapping[str, Any]) -> str:

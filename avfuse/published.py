@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from avfuse import checkpoint, registry, runs
+from avfuse.atomic import sweep
 from avfuse.cache import FeatureCache
 from avfuse.dataset import WindowedPartition
 from avfuse.device import choose_device
@@ -30,7 +32,7 @@ from avfuse.weights import check_state, file_digest, read_state
 TARGETS = ("valence", "arousal")
 AUDIO_SHAPE, VIDEO_SHAPE = (512,), (512, 7, 7)
 SPACING = 32  # frames between the clips of a window in the published code
-DEFAULT_NUM_CLIPS = 16
+DEFAULT_NUM_CLIPS, MAX_NUM_CLIPS, MAX_BLOCKS = 16, 4096, 64
 _BLOCK = re.compile(r"coattn\.dcn_layers\.(\d+)\.")
 # The head's parameter names, and what the published code calls them.
 _NAMES = (
@@ -82,7 +84,9 @@ def import_checkpoint(
         another shape or unexpected is named); if the cache does not suit the head; if `out` holds another run.
     """
     if not options.file.is_file():
-        raise UsageError(f"{options.file} does not exist; give a checkpoint file")
+        what = "is a folder" if options.file.is_dir() else "does not exist"
+        raise UsageError(f"{options.file} {what}; give a checkpoint file")
+    device = choose_device(options.device)
     name, arguments, head = load_published(options.file)
     digest = file_digest(options.file)
     head_options = {key: value for key, value in arguments.items() if key != "num_clips"}
@@ -100,7 +104,7 @@ def import_checkpoint(
     predictions: list[Predictions] = []
     if options.cache is not None:
         cache = FeatureCache.find(cache_home(options.cache))
-        predictions = _predict(head, cache, options, on_progress)
+        predictions = _predict(head.to(device), cache, options, on_progress)
         record = dataclasses.replace(
             record,
             fingerprint=cache.spec.fingerprint,
@@ -122,10 +126,12 @@ def load_published(path: Path) -> tuple[str, dict[str, Any], FusionHead]:
     """
     state = read_state(path)
     name, arguments = _recognise(state, path)
-    head = checkpoint.build_head(name, {**arguments, "targets": TARGETS})
-    own = head.state_dict()
+    with torch.device("meta"):  # the file says how large the head is: compare before anything of that size is made
+        own = checkpoint.build_head(name, {**arguments, "targets": TARGETS}).state_dict()
     published = {published_name(key): key for key in own if not key.startswith("inputs.")}
     check_state(state, {key: own[name] for key, name in published.items()}, path)
+    head = checkpoint.build_head(name, {**arguments, "targets": TARGETS})
+    own = head.state_dict()
     head.load_state_dict({**own, **{published[key]: value for key, value in state.items()}})
     return name, arguments, head.eval()
 
@@ -144,8 +150,10 @@ def _recognise(state: Mapping[str, Tensor], path: Path) -> tuple[str, dict[str, 
         raise UsageError(
             f"{path} is no fusion checkpoint that avfuse knows: no parameter begins with 'coattn.dcn_layers.0.'"
         )
+    if len(blocks) > MAX_BLOCKS:
+        raise UsageError(f"{path} names {len(blocks)} attention blocks; up to {MAX_BLOCKS} are read")
     key = state.get("coattn.dcn_layers.0.dense_coattn.key1_linear.bias")
-    num_clips = DEFAULT_NUM_CLIPS if key is None or key.ndim != 1 else len(key)
+    num_clips = len(key) if key is not None and key.ndim == 1 and 0 < len(key) <= MAX_NUM_CLIPS else DEFAULT_NUM_CLIPS
     arguments: dict[str, Any] = {"form": "released", "num_clips": num_clips}
     prefixes = {name.partition(".")[0] for name in state}
     has_blstm, has_gate = bool(prefixes & {"audio_extract", "video_extract"}), "audio_gating_fc_layer" in prefixes
@@ -167,8 +175,7 @@ def _predict(
             f"{cache.path} holds features of shape {cache.spec.audio_shape} and {cache.spec.video_shape}; "
             f"the head takes {AUDIO_SHAPE} and {VIDEO_SHAPE}"
         )
-    device = choose_device(options.device)
-    head.to(device)
+    device = next(head.parameters()).device
     partition = WindowedPartition(cache, "validation", head.num_clips, SPACING)
     num_done = 0
 
@@ -187,10 +194,15 @@ def _refuse_another(run: Path, record: runs.RunRecord) -> None:
         raise UsageError(f"{run} is a file; give another --out")
     if (run / runs.RUN_FILE).is_file():
         found = runs.read_run(run)
-        if found.options.get("weights") != record.options["weights"]:
+        if _digest_of(found) != _digest_of(record):
             raise UsageError(f"{run} holds another run; give another --out or remove it")
     elif run.is_dir() and any(run.iterdir()):
         raise UsageError(f"{run} is there and holds no run; give another --out")
+
+
+def _digest_of(record: runs.RunRecord) -> str:
+    """Return the digest of the file that a run was imported from; nothing for a run that was trained."""
+    return str(record.options.get("weights", "")).rpartition("=")[2]
 
 
 def _write(
@@ -202,7 +214,9 @@ def _write(
     digest: str,
 ) -> ImportSummary:
     """Write the run, its record last, and say what it is."""
-    run.mkdir(parents=True, exist_ok=True)
+    runs.write_run(run, record)  # incomplete, so that an import cut short is known for what it is
+    sweep(run)
+    (run / runs.PREDICTIONS_FILE).unlink(missing_ok=True)
     checkpoint.save_head(run / runs.HEAD_FILE, record.head, arguments, head)
     ccc: dict[str, float] = {}
     if predictions:

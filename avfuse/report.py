@@ -216,7 +216,7 @@ def _reliability_notes(rows: Sequence[Row]) -> list[str]:
             continue
         common = sorted(row.mean_ccc.keys() & rival.mean_ccc.keys())
         difference_S = np.array([row.mean_ccc[seed] - rival.mean_ccc[seed] for seed in common])
-        notes.append(f"{row.label} against {rival.label}: {_verdict(difference_S[np.isfinite(difference_S)])}")
+        notes.append(f"{row.label} against {rival.label}: {_verdict(difference_S)}")
     return notes
 
 
@@ -231,6 +231,8 @@ def _verdict(difference_S: npt.NDArray[np.float64]) -> str:
     """Say what paired differences of mean CCC tell: better is what is more than two standard errors above 0."""
     if not len(difference_S):
         return "no seed in common, nothing to tell."
+    if num_undefined := int(np.isnan(difference_S).sum()):
+        return f"undefined in {num_undefined} of {_count(len(difference_S), 'common seed')}; not recommended."
     mean, sd = _moments(difference_S)
     deviation = "" if sd is None else f" ± {sd:.3f}"
     found = f"paired difference of mean CCC {mean:+.3f}{deviation} over {_count(len(difference_S), 'common seed')}"

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from avfuse import __version__, registry
-from avfuse.atomic import write_atomically
+from avfuse.atomic import plain_values, write_atomically
 from avfuse.schema import Predictions, UsageError
 
 FORMAT_VERSION = 1
@@ -118,7 +118,7 @@ def _git(folder: Path, *arguments: str) -> str:
 def write_run(run: Path, record: RunRecord) -> None:
     """Write `run.json`, making the folder where needed."""
     run.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(dataclasses.asdict(record), indent=2, sort_keys=True)
+    text = json.dumps(plain_values(dataclasses.asdict(record)), indent=2, sort_keys=True)
     write_atomically(run / RUN_FILE, text.encode() + b"\n")
 
 
@@ -140,7 +140,24 @@ def read_run(run: Path) -> RunRecord:
             raise UsageError(f"{path} has format version {version}; this avfuse reads {FORMAT_VERSION}")
         return RunRecord(**{**values, "targets": tuple(values["targets"])})
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-        raise UsageError(f"{path} is not a run record ({error}); train the run again") from error
+        raise UsageError(f"{path} is not a run record ({error}); remove {run} and train it again") from error
+
+
+def is_complete(run: Path, record: RunRecord) -> bool:
+    """Tell whether a folder holds a run complete, with all that it left behind.
+
+    Raises
+    ------
+    UsageError
+        If it holds another run.
+    """
+    if not (run / RUN_FILE).is_file():
+        return False
+    found = read_run(run)
+    if found.identity != record.identity:
+        different = sorted(key for key, value in record.identity.items() if found.identity[key] != value)
+        raise UsageError(f"{run} holds a run with another {', '.join(different)}; give another --out or remove it")
+    return found.complete and all((run / name).is_file() for name in (HEAD_FILE, PREDICTIONS_FILE))
 
 
 def find_runs(places: Iterable[Path]) -> list[Path]:
@@ -169,12 +186,15 @@ def read_history(run: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     lines = path.read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in lines[:-1] if line]
+    try:
+        return [json.loads(line) for line in lines[:-1] if line]
+    except json.JSONDecodeError as error:
+        raise UsageError(f"{path} is damaged ({error}); remove {run} and train it again") from error
 
 
 def write_history(run: Path, epochs: Sequence[dict[str, Any]]) -> None:
     """Replace `history.jsonl`."""
-    write_atomically(run / HISTORY_FILE, "".join(json.dumps(epoch) + "\n" for epoch in epochs).encode())
+    write_atomically(run / HISTORY_FILE, "".join(json.dumps(plain_values(epoch)) + "\n" for epoch in epochs).encode())
 
 
 def write_predictions(run: Path, predictions: Sequence[Predictions]) -> None:
@@ -205,14 +225,14 @@ def read_predictions(run: Path) -> list[Predictions]:
     """
     path = run / PREDICTIONS_FILE
     if not path.is_file():
-        if read_run(run).complete:
+        if "weights" in read_run(run).options:
             raise UsageError(f"{run} was imported without a cache to score it on; import it again with --cache")
         raise UsageError(f"{run} holds no {PREDICTIONS_FILE}: its training did not end; start it again to go on")
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             return _unpack_predictions(arrays)
     except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, ValueError, TypeError) as error:
-        raise UsageError(f"{path} is damaged ({error}); train the run again") from error
+        raise UsageError(f"{path} is damaged ({error}); remove {run} and train it again") from error
 
 
 def _unpack_predictions(arrays: Mapping[str, Any]) -> list[Predictions]:

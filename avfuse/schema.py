@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import torch
 
 PARTITIONS = ("train", "validation", "test")
+MAX_EXCESS_S = 60.0  # of intervals beyond the end of a video that is shorter
 MAX_ROW_DIFFERENCE, MAX_ROW_DIFFERENCE_SHARE = 5, 0.02  # annotation rows that may be missing or left over
 _CLOCK_ROUNDING_S = 1e-6  # a frame's time is a product of a time stamp and its unit
 
@@ -135,10 +136,12 @@ class Annotation:
         Raises
         ------
         RecordingError
-            With reason ``annotation_mismatch``, when rows and frames differ by more than 5 and by more than 2 %.
+            With reason ``annotation_mismatch``, when rows and frames differ by more than 5 and by more than 2 %, or
+            the last step begins later after the last frame than a minute and than the video is long.
         """
         num_rows, num_frames = len(self.values_FE), len(frame_time_s)
         if self.time_s is not None and self.is_stepped:
+            self._check_end(frame_time_s)
             row_F = np.searchsorted(self.time_s, frame_time_s + _CLOCK_ROUNDING_S, side="right") - 1
             return np.where(row_F[:, None] < 0, np.nan, self.values_FE[row_F]).astype(np.float32)
         if self.time_s is not None:
@@ -157,6 +160,16 @@ class Annotation:
         shared = min(num_rows, num_frames)
         frame_target_FE[:shared] = self.values_FE[:shared]
         return frame_target_FE
+
+    def _check_end(self, frame_time_s: npt.NDArray[np.float64]) -> None:
+        """Refuse steps that reach far beyond the video, as times in milliseconds do."""
+        assert self.time_s is not None
+        length_s, excess_s = frame_time_s[-1] - frame_time_s[0], self.time_s[-1] - frame_time_s[-1]
+        if excess_s > max(MAX_EXCESS_S, length_s):
+            raise RecordingError(
+                "annotation_mismatch",
+                f"ratings reach to {self.time_s[-1]:g} s, the video to {frame_time_s[-1]:.3f} s; are they in seconds?",
+            )
 
 
 @dataclass

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from avfuse.atomic import plain_values
 from avfuse.schema import ReportTable
 
 if TYPE_CHECKING:
@@ -112,13 +113,4 @@ def print_table(table: ReportTable) -> None:
 def print_json(values: Any) -> None:
     """Print plain values, or a dataclass of them, as one JSON object."""
     plain = dataclasses.asdict(values) if dataclasses.is_dataclass(values) and not isinstance(values, type) else values
-    click.echo(json.dumps(_without_nan(plain), default=str))
-
-
-def _without_nan(values: Any) -> Any:
-    """Replace NaN, which JSON does not have, by null."""
-    if isinstance(values, dict):
-        return {key: _without_nan(value) for key, value in values.items()}
-    if isinstance(values, (list, tuple)):
-        return [_without_nan(value) for value in values]
-    return None if isinstance(values, float) and not math.isfinite(values) else values
+    click.echo(json.dumps(plain_values(plain), default=str))

@@ -25,7 +25,7 @@ import torch
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from avfuse import checkpoint, registry, runs
-from avfuse.atomic import digest_json, sweep
+from avfuse.atomic import digest_json, locked, sweep
 from avfuse.cache import FeatureCache
 from avfuse.dataset import WindowedPartition, feature_moments
 from avfuse.device import choose_device
@@ -160,13 +160,15 @@ def train(
     data: _Data | None = None
     summaries = []
     for record, place in zip(records, places, strict=True):
-        if _is_complete(place, record):
-            summaries.append(_summarise(place, runs.read_run(place), was_complete=True))
-            continue
-        data = data or _load_data(options, cache)
-        with _deterministic(data.device):
-            run = _Run(place, _going_on(place, record), arguments, options, data, on_progress)
-            summaries.append(_train_run(run))
+        if not runs.is_complete(place, record):
+            data = data or _load_data(options, cache)
+            place.mkdir(parents=True, exist_ok=True)
+            with locked(place), _deterministic(data.device):
+                if not runs.is_complete(place, record):  # another process may have trained it meanwhile
+                    run = _Run(place, _going_on(place, record), arguments, options, data, on_progress)
+                    summaries.append(_train_run(run))
+                    continue
+        summaries.append(_summarise(place, runs.read_run(place), was_complete=True))
     return summaries
 
 
@@ -196,16 +198,6 @@ def _place(options: TrainOptions, cache: FeatureCache, record: runs.RunRecord) -
     folder = options.out or cache.home / "runs" / cache.path.stem
     identity = {key: value for key, value in record.identity.items() if key != "seed"}
     return folder / f"{record.head}-{digest_json(identity)[:8]}" / f"seed-{record.seed}"
-
-
-def _is_complete(place: Path, record: runs.RunRecord) -> bool:
-    if not (place / runs.RUN_FILE).is_file():
-        return False
-    found = runs.read_run(place)
-    if found.identity != record.identity:
-        different = sorted(key for key, value in record.identity.items() if found.identity[key] != value)
-        raise UsageError(f"{place} holds a run with another {', '.join(different)}; give another --out or remove it")
-    return found.complete
 
 
 def _going_on(place: Path, record: runs.RunRecord) -> runs.RunRecord:
@@ -285,7 +277,6 @@ def _start(run: _Run) -> _Training:
     optimizer = torch.optim.Adam(head.parameters(), lr=run.options.learning_rate)
     schedule = ReduceLROnPlateau(optimizer, mode="max", factor=0.5, patience=run.options.plateau)
     training = _Training(head, optimizer, schedule)
-    run.place.mkdir(parents=True, exist_ok=True)
     sweep(run.place)
     if (run.place / runs.STATE_FILE).is_file():
         training.restore(checkpoint.load_state(run.place / runs.STATE_FILE))
@@ -382,6 +373,14 @@ def _finish(run: _Run, training: _Training) -> TrainSummary:
 
 
 def _summarise(place: Path, record: runs.RunRecord, was_complete: bool) -> TrainSummary:
-    ccc = {target: record.summary["ccc"][target] for target in record.targets}
-    values = {**record.summary, "ccc": ccc}
-    return TrainSummary(run=str(place), head=record.head, seed=record.seed, was_complete=was_complete, **values)
+    try:
+        ccc = {target: _number(record.summary["ccc"][target]) for target in record.targets}
+        values = {**record.summary, "ccc": ccc, "mean_ccc": _number(record.summary["mean_ccc"])}
+        return TrainSummary(run=str(place), head=record.head, seed=record.seed, was_complete=was_complete, **values)
+    except (KeyError, TypeError) as error:
+        raise UsageError(f"the summary of {place} is damaged ({error}); remove it and train it again") from error
+
+
+def _number(value: float | None) -> float:
+    """Return what JSON holds; what is undefined it holds as null."""
+    return math.nan if value is None else value

@@ -49,7 +49,7 @@ def test_csv_reads_back_equal() -> None:
     assert text.startswith("head,options,ccc,sd,seeds,runs\n")
     first, second = csv.DictReader(io.StringIO(text, newline=""))
     expected = {"head": "concat", "options": NASTY, "ccc": "0.30000000000000004", "sd": "", "seeds": "2"}
-    assert first == {**expected, "runs": "/a/seed-0 /a/b"}
+    assert first == {**expected, "runs": "/a/seed-0;/a/b"}
     expected = {"head": "two\nlines\r\n", "options": "", "ccc": "nan", "sd": "inf", "seeds": "1"}
     assert second == {**expected, "runs": ""}
     assert float(first["ccc"]) == TABLE.records[0]["ccc"]

@@ -177,7 +177,30 @@ def test_what_does_not_fit_is_refused(tmp_path, capsys, change, message):
     assert not (tmp_path / "run").exists()
 
 
+def test_sizes_in_the_file_are_checked_before_anything_is_built(tmp_path):
+    weights = weights_of() | {f"coattn.dcn_layers.{i}.linears.0.0.bias": torch.zeros(1) for i in range(3000)}
+    with pytest.raises(UsageError, match="names 3000 attention blocks; up to 64 are read"):
+        import_checkpoint(ImportOptions(file=save(tmp_path / "blocks.pt", weights), out=tmp_path / "run"))
+    for length in (0, 100_000):
+        weights = weights_of() | {f"{BLOCK}key1_linear.bias": torch.zeros(1).expand(length)}
+        with pytest.raises(UsageError, match=rf"key1_linear\.bias' is \({length},\), expected \(16,\)"):
+            import_checkpoint(ImportOptions(file=save(tmp_path / "length.pt", weights), out=tmp_path / "run"))
+
+
+def test_an_import_that_was_cut_short_goes_on(tmp_path, monkeypatch):
+    path = save(tmp_path / "recursive.pt", weights_of())
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoint, "save_head", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            import_checkpoint(ImportOptions(file=path, out=tmp_path / "run"))
+    assert not runs.read_run(tmp_path / "run").complete
+    import_checkpoint(ImportOptions(file=path, out=tmp_path / "run"))
+    assert runs.read_run(tmp_path / "run").complete
+
+
 def test_other_files_are_refused(tmp_path):
+    with pytest.raises(UsageError, match="is a folder; give a checkpoint file"):
+        import_checkpoint(ImportOptions(file=tmp_path))
     with pytest.raises(UsageError, match=r"nowhere\.pt does not exist; give a checkpoint file"):
         import_checkpoint(ImportOptions(file=tmp_path / "nowhere.pt"))
     path = save(tmp_path / "other.pt", {"layer.weight": torch.zeros(2)})
@@ -253,6 +276,10 @@ def test_scored_on_a_cache_it_stands_in_reports(tmp_path):
     table = report(ReportOptions(runs=(tmp_path / "run",)))
     assert table.rows[0][0].startswith("recursive_joint_attention")
     assert table.records[0]["ccc_mean"] == pytest.approx(summary.ccc["valence"], abs=1e-12)
+    # Imported once more without the cache, it is scored on nothing.
+    import_checkpoint(ImportOptions(file=path, out=tmp_path / "run"))
+    with pytest.raises(UsageError, match="was imported without a cache to score it on"):
+        report(ReportOptions(runs=(tmp_path / "run",)))
 
 
 def test_a_cache_that_does_not_suit_is_refused(tmp_path):

@@ -5,6 +5,7 @@ import torch
 import transcription
 
 from avfuse import published
+from avfuse.fusion._dropout import Dropout
 from avfuse.fusion.concat import ConcatFusion
 from avfuse.fusion.cross_attention import CrossAttention
 from avfuse.fusion.joint_cross_attention import JointCrossAttention
@@ -242,3 +243,58 @@ def cross_modal_name(name, form):
 def renamed(name, names):
     first, _, rest = name.partition(".")
     return f"{names.get(first, first)}.{rest}"
+
+
+def dropouts_of(head):
+    """Return {name: probability} of everything that drops in training."""
+    found = {name: m.dropout for name, m in head.named_modules() if isinstance(m, torch.nn.LSTM) and m.num_layers > 1}
+    kinds = (Dropout, torch.nn.Dropout, torch.nn.Dropout1d, torch.nn.AlphaDropout)
+    found |= {name: module.p for name, module in head.named_modules() if isinstance(module, kinds)}
+    encoders = [(n, m) for n, m in head.named_modules() if isinstance(m, torch.nn.MultiheadAttention)]
+    return found | {name: module.dropout for name, module in encoders}
+
+
+@pytest.mark.parametrize(
+    ("head", "expected"),
+    [
+        (
+            RecursiveJointAttention(TARGETS, form="released", recursions=1),
+            {"audio_blstm.": 0.1, "video_blstm.": 0.1, "joint_blstm.": 0.0, "recursions.": 0.6, "regressor.": 0.6},
+        ),
+        (JointCrossAttention(TARGETS, form="released"), {"joint_blstm.": 0.0, "attend.": 0.6, "regressor.": 0.6}),
+        (JointCrossAttention(TARGETS, form="released", version="cvprw"), {"attend.networks.": 0.6}),
+        (CrossAttention(TARGETS, form="released"), {"released.networks.": 0.5}),
+        (LeaderFollower(TARGETS, form="released"), {"network.networks.": 0.1}),
+        (
+            LSTMTransformer(TARGETS, form="released"),
+            {"networks.lstm.dropout": 0.1, "networks.lstm.perceptron": 0.3, "networks.transformer.": 0.3},
+        ),
+        (LSTMTransformer(TARGETS, form="released", network="cross_modal"), {"networks.cross_modal.": 0.3}),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_dropouts_are_the_releases(head, expected):
+    found = dropouts_of(head)
+    for prefix, probability in expected.items():
+        assert {p for name, p in found.items() if name.startswith(prefix)} == {probability}, prefix
+    assert all(any(name.startswith(prefix) for prefix in expected) for name in found)
+
+
+def test_training_drops_as_the_published_module_does():
+    """The spread of the trace over draws, and its mean, are those of the plain module in training."""
+    generator = torch.Generator().manual_seed(0)
+    weights = transcription.random_weights("recursive_joint_attention", generator, gain=2.0)
+    plain = transcription.ReleasedModule()
+    plain.load_state_dict(weights)
+    head = published_weights(RecursiveJointAttention(TARGETS, form="released", recursions=1), weights).train()
+    audio, video = make_inputs(generator, batch=8)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        drawn = torch.stack([torch.stack(plain.train()(audio, video.flatten(2)), dim=-1) for _ in range(24)])
+        own = torch.stack([head(audio, video) for _ in range(24)])
+    # 24 draws of 256 values: the pooled deviation is known to about 1 / sqrt(2 * 23 * 256) = 1 %
+    assert own.std(dim=0).square().mean().sqrt().item() == pytest.approx(
+        drawn.std(dim=0).square().mean().sqrt().item(), rel=0.06
+    )
+    error = drawn.std(dim=0).square().mean().sqrt() * (2 / 24) ** 0.5
+    assert (own.mean(dim=0) - drawn.mean(dim=0)).square().mean().sqrt() < 1.3 * error

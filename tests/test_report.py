@@ -306,6 +306,25 @@ def test_reliability_that_is_not_better_is_not_recommended(tmp_path: Path) -> No
     )
 
 
+def test_reliability_between_one_and_two_standard_errors_is_not_better(tmp_path: Path) -> None:
+    differences = [0.10, -0.03, 0.09, 0.00, 0.02]
+    mean, error = np.mean(differences), np.std(differences, ddof=1) / 5**0.5
+    assert error < mean < 2 * error
+    (note,) = reliability_notes(tmp_path, differences)
+    assert note.endswith("it is not better, and therefore not recommended.")
+
+
+def test_reliability_that_diverged_is_not_recommended(tmp_path: Path) -> None:
+    reliability_notes(tmp_path, [0.10, 0.12, 0.11, 0.08, 0.09])
+    broken = make_predictions(0.3, 0)
+    for item in broken:
+        item.prediction_FE[:] = np.nan
+    make_run(tmp_path / "rel" / "seed-5", RELIABILITY, seed=5, predictions=broken)
+    make_run(tmp_path / "rja" / "seed-5", RJA, seed=5)
+    (note,) = [note for note in table_of(tmp_path).notes if " against " in note]
+    assert note.endswith("undefined in 1 of 6 common seeds; not recommended.")
+
+
 def test_reliability_that_is_better(tmp_path: Path) -> None:
     (note,) = reliability_notes(tmp_path, [0.10, 0.12, 0.11, 0.08, 0.09])
     assert "+0.100 ± 0.016 over 5 common seeds, above twice its standard error (0.014); it is better by 0.100." in note

@@ -113,7 +113,7 @@ def test_a_run_without_predictions_is_refused(tmp_path: Path) -> None:
     runs.write_run(tmp_path, record(complete=False))
     with pytest.raises(UsageError, match=r"holds no predictions\.npz: its training did not end"):
         runs.read_predictions(tmp_path)
-    runs.write_run(tmp_path, record(complete=True))
+    runs.write_run(tmp_path, record(complete=True, options={"weights": "published.pt#sha256=00"}))
     with pytest.raises(UsageError, match="was imported without a cache to score it on; import it again with --cache"):
         runs.read_predictions(tmp_path)
 
@@ -139,7 +139,7 @@ def test_ccc_by_target_is_over_the_rated_frames_of_all_recordings() -> None:
 )
 def test_damaged_record_is_refused(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "run.json").write_bytes(content)
-    with pytest.raises(UsageError, match=r"run\.json is not a run record .*; train the run again"):
+    with pytest.raises(UsageError, match=r"run\.json is not a run record .*; remove .* and train it again"):
         runs.read_run(tmp_path)
 
 
@@ -222,5 +222,5 @@ def test_damaged_predictions_are_refused(keep: int, tmp_path: Path) -> None:
     runs.write_predictions(tmp_path, [predictions("a", 40)])
     path = tmp_path / runs.PREDICTIONS_FILE
     path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(UsageError, match=r"predictions\.npz is damaged .*; train the run again"):
+    with pytest.raises(UsageError, match=r"predictions\.npz is damaged .*; remove .* and train it again"):
         runs.read_predictions(tmp_path)

@@ -137,3 +137,15 @@ def test_failure_reasons(reason: str) -> None:
 def test_unknown_failure_reason() -> None:
     with pytest.raises(ValueError, match="unknown failure reason 'bad_luck'; known: missing_file"):
         RecordingError("bad_luck", "what was found")
+
+
+@pytest.mark.parametrize(("last_s", "is_refused"), [(9.9, False), (69.8, False), (70.1, True), (25_000.0, True)])
+def test_steps_that_reach_beyond_the_video_are_refused(last_s: float, is_refused: bool) -> None:
+    """Ten seconds; a schedule that goes on for another minute is forgiven."""
+    annotation = Annotation(("fatigue",), np.array([[3.0], [np.nan]]), np.array([0.0, last_s]), is_stepped=True)
+    frame_time_s = np.arange(100) / 10
+    if is_refused:
+        with pytest.raises(RecordingError, match=r"ratings reach to .* s, the video to 9\.900 s; are they in seconds"):
+            annotation.at(frame_time_s)
+    else:
+        assert annotation.at(frame_time_s)[0] == 3.0

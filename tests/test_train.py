@@ -2,10 +2,12 @@ import dataclasses
 import hashlib
 import itertools
 import math
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -484,3 +486,37 @@ def test_a_cache_without_ratings_is_refused(tmp_path: Path) -> None:
     FeatureCache.create(tmp_path / "b", toy_spec(targets=()), {})
     with pytest.raises(UsageError, match="holds no targets"):
         train(options(tmp_path / "b"))
+
+
+def test_two_trainings_of_one_run_take_turns(tmp_path: Path) -> None:
+    toy_cache(tmp_path)
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(2, context) as executor:
+        both = [executor.submit(train, options(tmp_path, epochs=3)) for _ in range(2)]
+        (first,), (second,) = (item.result(timeout=120) for item in both)
+    assert {first.was_complete, second.was_complete} == {False, True}
+    assert dataclasses.replace(first, was_complete=True) == dataclasses.replace(second, was_complete=True)
+    (whole,) = train(options(tmp_path, epochs=3, out=tmp_path / "whole"))
+    assert_equal_weights(whole.run, first.run)
+
+
+@pytest.mark.parametrize("lost", [runs.HEAD_FILE, runs.PREDICTIONS_FILE])
+def test_a_complete_run_that_lost_a_file_is_trained_again(tmp_path: Path, lost: str) -> None:
+    toy_cache(tmp_path)
+    (first,) = train(options(tmp_path, epochs=1))
+    (Path(first.run) / lost).unlink()
+    (second,) = train(options(tmp_path, epochs=1))
+    assert not second.was_complete
+    assert (Path(second.run) / lost).is_file()
+
+
+def test_damaged_summaries_and_histories_are_named(tmp_path: Path) -> None:
+    toy_cache(tmp_path)
+    (first,) = train(options(tmp_path, epochs=1))
+    record = runs.read_run(Path(first.run))
+    runs.write_run(Path(first.run), dataclasses.replace(record, summary={}))
+    with pytest.raises(UsageError, match=r"the summary of .* is damaged .*; remove it and train it again"):
+        train(options(tmp_path, epochs=1))
+    (Path(first.run) / runs.HISTORY_FILE).write_text("{not json}\n")
+    with pytest.raises(UsageError, match=r"history\.jsonl is damaged .*; remove .* and train it again"):
+        runs.read_history(Path(first.run))

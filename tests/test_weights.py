@@ -3,6 +3,7 @@
 import hashlib
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -22,6 +23,27 @@ def test_read_state(tmp_path: Path, wrapper: str | None, prefix: str) -> None:
     read = read_state(path)
     assert read.keys() == STATE.keys()
     assert all(torch.equal(read[name], value) for name, value in STATE.items())
+
+
+@pytest.mark.parametrize("score", [np.float64(0.715), np.float32(0.7), np.int64(3), np.array(0.5), 0.7])
+def test_numbers_beside_the_weights_are_not_read(tmp_path: Path, score: object) -> None:
+    path = tmp_path / "file.pt"
+    torch.save({"net": STATE, "best_score": score}, path)
+    assert read_state(path).keys() == STATE.keys()
+
+
+@pytest.mark.parametrize("wrappers", [("net", "state_dict"), ("state_dict", "net")])
+def test_wrappers_in_any_order(tmp_path: Path, wrappers: tuple[str, str]) -> None:
+    path = tmp_path / "file.pt"
+    torch.save({wrappers[0]: {wrappers[1]: STATE}}, path)
+    assert read_state(path).keys() == STATE.keys()
+
+
+def test_a_name_that_stands_twice_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "file.pt"
+    torch.save({**STATE, "module.layer.bias": torch.ones(2)}, path)
+    with pytest.raises(UsageError, match=r"holds parameters twice, with and without 'module\.'"):
+        read_state(path)
 
 
 def test_read_safetensors(tmp_path: Path) -> None:
@@ -65,6 +87,14 @@ def test_what_is_no_state_is_refused(
         ({"layer.scale": torch.zeros(3)}, r"parameter 'layer\.scale' is unexpected"),
         ({"layer.weight": torch.full((2, 3), torch.nan)}, r"'layer\.weight' holds values that are not finite"),
         ({"layer.weight": torch.zeros(2, 3, dtype=torch.complex64)}, r"'layer\.weight' holds complex64 numbers"),
+        ({"layer.weight": torch.zeros(2, 3, dtype=torch.int64)}, r"'layer\.weight' holds int64 numbers"),
+        (
+            {"layer.weight": torch.full((2, 3), 1e300, dtype=torch.float64)},
+            r"'layer\.weight' holds values that are not finite",
+        ),
+        ({"layer.weight": torch.zeros(2, 3, device="meta")}, r"'layer\.weight' is no plain tensor"),
+        ({"layer.weight": torch.zeros(2, 3).to_sparse()}, r"'layer\.weight' is no plain tensor"),
+        ({"layer\nweight": torch.zeros(1)}, r"parameter 'layer\\nweight' is unexpected"),
     ],
 )
 def test_check_state(changes: dict[str, torch.Tensor | None], message: str) -> None:

@@ -40,6 +40,7 @@ from avfuse import registry
 from avfuse.cache import FeatureCache
 from avfuse.cli import EXIT_FAILURES, cli, fuse_train, main, report
 from avfuse.options import TrainOptions, cache_home, format_assignments
+from avfuse.runs import read_predictions
 from avfuse.schema import UsageError
 from avfuse.terminal import make_console
 from avfuse.train import TrainProgress, TrainSummary, train
@@ -100,9 +101,10 @@ class Job:
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a run did not come to its end."""
+    """Why a run did not come to its end, or cannot be scored."""
 
     reason: str
+    is_usage: bool = False
 
 
 def read_grids() -> dict[str, Grid]:
@@ -244,7 +246,7 @@ def work(pipe: Connection, num_threads: int) -> None:
                 (summary,) = train(options, _now_and_then(tell))
                 tell(summary)
             except (UsageError, OSError) as error:
-                tell(Failure(str(error)))
+                tell(Failure(str(error), is_usage=isinstance(error, UsageError)))
             except Exception as error:  # one run's end is not the others'
                 logging.exception("an error that avfuse does not know")
                 tell(Failure(f"{type(error).__name__}: {error}"))
@@ -356,6 +358,16 @@ def _once_each(console: Console) -> Callable[[str], None]:
     return show
 
 
+def _set_aside_unscorable(board: Board) -> None:
+    """Count a run whose predictions are damaged among the failed: the others still make a table."""
+    for job, summary in list(board.done.items()):
+        try:
+            read_predictions(Path(summary.run))
+        except UsageError as error:
+            del board.done[job]
+            board.failed[job] = Failure(str(error))
+
+
 @click.command("train-grid")
 @click.argument("grid")
 @click.option("--jobs", type=click.IntRange(min=1), default=2, show_default=True, help="Runs trained side by side.")
@@ -375,6 +387,10 @@ def train_grid(grid: str, jobs: int, seed: tuple[int, ...], format: str | None, 
         ]
     )
     train_all(board, jobs, max(1, torch.get_num_threads() // jobs))
+    _set_aside_unscorable(board)
+    reasons = {failure.reason for failure in board.failed.values()}
+    if not board.done and len(reasons) == 1 and all(failure.is_usage for failure in board.failed.values()):
+        raise UsageError(reasons.pop())  # one wrong option, said once
     if board.done:
         row_by_row = sorted(board.done, key=lambda job: (chosen.rows.index(job.row), board.jobs.index(job)))
         runs = tuple(Path(board.done[job].run) for job in row_by_row)

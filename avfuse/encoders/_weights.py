@@ -91,7 +91,7 @@ def load_into(
     if kind == "tsav":
         state = _strip(state, tsav_prefix, path)
     state = {key: value for key, value in adapt(state).items() if not key.startswith("fc.")}
-    _load_strictly(network, state, path)
+    _load_strictly(network, state, path, tsav_prefix if kind == "tsav" else "")
     return network, LoadedWeights(spec, state_digest(network.state_dict()), str(path), digest)
 
 
@@ -183,7 +183,7 @@ def _strip(state: dict[str, Tensor], prefix: str, path: Path) -> dict[str, Tenso
     return own
 
 
-def _load_strictly(network: nn.Module, state: dict[str, Tensor], path: Path) -> None:
+def _load_strictly(network: nn.Module, state: dict[str, Tensor], path: Path, prefix: str) -> None:
     wanted = network.state_dict()
-    check_state(state, wanted, path)
+    check_state(state, wanted, path, prefix)
     network.load_state_dict({**wanted, **state})

@@ -11,7 +11,7 @@ def render(table: ReportTable) -> str:
     """Return a header and one line per record, without title and notes.
 
     The columns are the records' keys in order of first appearance. None is an empty field and an undefined number is
-    ``nan``; numbers are written in full, the items of a list with spaces between. Lines end in LF.
+    ``nan``; numbers are written in full, the items of a list with semicolons between. Lines end in LF.
     """
     columns = list(dict.fromkeys(key for record in table.records for key in record))
     text = io.StringIO()
@@ -22,4 +22,4 @@ def render(table: ReportTable) -> str:
 
 
 def _field(value: Any) -> Any:
-    return " ".join(map(str, value)) if isinstance(value, list) else value
+    return ";".join(map(str, value)) if isinstance(value, list) else value

@@ -29,9 +29,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
 
-from avfuse.fusion._blocks import Inputs, Padding, find_padding
+from avfuse.fusion._blocks import Inputs, Padding, find_padding, zero_padding
 from avfuse.schema import UsageError
 
 FORMS = ("paper", "released")
@@ -54,8 +55,8 @@ class FusionHead(nn.Module, ABC):
 
     takes_any_length: ClassVar[bool] = False
     """Whether windows may be longer than `num_clips`."""
-    standardises_released: ClassVar[bool] = False
-    """Whether the released form, too, standardises its inputs, because the published code does."""
+    standardises_released_audio: ClassVar[bool] = False
+    """Whether the released form, too, standardises its audio, because the published code does."""
 
     def __init__(
         self,
@@ -86,15 +87,17 @@ class FusionHead(nn.Module, ABC):
         """Set the constants by which the head standardises its inputs: (A,), (A,), (C, H, W), (C, H, W).
 
         They come from the training partition alone, are saved with the weights, and are 0 and 1 until set. A released
-        form takes raw features, unless the published code standardises too; it leaves its constants alone.
+        form takes raw features and leaves its constants alone, but for the audio where the published code has them.
 
         Raises
         ------
         ValueError
             If one has the wrong shape, is not finite, or is a negative deviation.
         """
-        if not self.is_released or self.standardises_released:
+        if not self.is_released:
             self.inputs.set_constants(audio_mean, audio_std, video_mean, video_std)
+        elif self.standardises_released_audio:
+            self.inputs.set_constants(audio_mean, audio_std, self.inputs.video_mean, self.inputs.video_std)
 
     def forward(self, audio: Tensor, video: Tensor, mask: Tensor | None = None, face: Tensor | None = None) -> Tensor:
         """Return the trace (B, T, E) of a batch of windows.
@@ -104,12 +107,17 @@ class FusionHead(nn.Module, ABC):
         UsageError
             If the windows are longer, or the features of other shapes, than the head was built for.
         ValueError
-            If a clip follows padding.
+            If the arguments are not of one batch and length, the mask is not boolean, or a clip follows padding.
         """
+        given = {"audio": audio, "video": video, "mask": mask, "face": face}
+        sizes = {name: tuple(values.shape[:2]) for name, values in given.items() if values is not None}
+        if len(set(sizes.values())) > 1 or (mask is not None and mask.dtype != torch.bool):
+            raise ValueError(f"audio, video, mask (boolean) and face are of one batch and length; got {sizes}")
         if audio.shape[1] > self.num_clips and not self.takes_any_length:
             raise UsageError(f"windows of {audio.shape[1]} clips; this head takes at most {self.num_clips}")
         self.inputs.check(audio, video)
-        return self.fuse(audio, video, find_padding(mask), face)
+        padding = find_padding(mask)
+        return self.fuse(audio, video, padding, None if face is None else zero_padding(face, padding))
 
     @abstractmethod
     def fuse(self, audio: Tensor, video: Tensor, padding: Padding | None, face: Tensor | None) -> Tensor:

@@ -49,7 +49,7 @@ class LeaderFollower(FusionHead):
         ``paper`` or ``released``.
     """
 
-    standardises_released: ClassVar[bool] = True
+    standardises_released_audio: ClassVar[bool] = True
 
     def __init__(
         self,

@@ -157,6 +157,17 @@ class _Transformer(nn.Module):
         return trace_BTE
 
 
+class _BatchNorm(nn.BatchNorm1d):
+    """Batch norm that takes its running moments where a batch has but one clip, which has no moments of its own."""
+
+    def forward(self, rows_ND: Tensor) -> Tensor:
+        if len(rows_ND) > 1:
+            return super().forward(rows_ND)
+        moments = (self.running_mean, self.running_var)
+        normal_ND: Tensor = nn.functional.batch_norm(rows_ND, *moments, self.weight, self.bias, eps=self.eps)
+        return normal_ND
+
+
 class _ReleasedTransformer(nn.Module):
     def __init__(self, joint_size: int, num_targets: int) -> None:
         super().__init__()
@@ -164,7 +175,7 @@ class _ReleasedTransformer(nn.Module):
         self.input_layers = nn.Sequential(linear(joint_size, input_size), linear(input_size, size))
         self.encoder = TransformerEncoder(size, NUM_HEADS, size, NUM_LAYERS, RELEASED_DROPOUT)
         self.regressors = nn.ModuleList(
-            nn.Sequential(linear(size, hidden_size), nn.BatchNorm1d(hidden_size), linear(hidden_size, 1))
+            nn.Sequential(linear(size, hidden_size), _BatchNorm(hidden_size), linear(hidden_size, 1))
             for _ in range(num_targets)
         )
 
