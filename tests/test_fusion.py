@@ -638,6 +638,25 @@ def slow_head(head, audio, video, face):
     return slow_regressor(head.regressor, fused)
 
 
+def assert_is_its_equations(head, slow, lengths):
+    """Compare windows of several lengths, padded and not, with a slow head: (T, A), (T, C, H, W), (T,) -> (T, E)."""
+    generator = torch.Generator().manual_seed(1)
+    head.standardise(
+        *(torch.rand(shape, generator=generator) + 0.5 for shape in ((12,), (12,), (16, 3, 3), (16, 3, 3)))
+    )
+    for num_clips in lengths:
+        audio, video = make_inputs(head, num_clips, batch=5, dtype=torch.float64)
+        face = torch.rand(5, num_clips, generator=generator).double()
+        mask = torch.ones(5, num_clips, dtype=torch.bool)
+        mask[1, 1:] = False
+        mask[3, 3:] = False
+        trace = head(audio, video, mask, face)
+        for b, length in enumerate(mask.sum(dim=1).tolist()):
+            expected = slow(head, *(values[b, :length].numpy() for values in (audio, video, face)))
+            # 1e-9 of the trace: float64 sums of a few hundred products in another order
+            np.testing.assert_allclose(trace[b, :length].detach().numpy(), expected, rtol=1e-9, atol=1e-9)
+
+
 @pytest.mark.parametrize("recursions", [1, 2, 3])
 @pytest.mark.parametrize("unimodal_blstm", [True, False])
 @pytest.mark.parametrize("joint_blstm", [True, False])
@@ -646,21 +665,7 @@ def test_recursive_joint_attention_is_its_equations(recursions, unimodal_blstm, 
     torch.manual_seed(0)
     arguments = {"recursions": recursions, "unimodal_blstm": unimodal_blstm, "joint_blstm": joint_blstm, "gate": gate}
     head = randomise(RecursiveJointAttention(TARGETS, **SMALL, **arguments).double().eval())
-    generator = torch.Generator().manual_seed(1)
-    head.standardise(
-        *(torch.rand(shape, generator=generator) + 0.5 for shape in ((12,), (12,), (16, 3, 3), (16, 3, 3)))
-    )
-    for num_clips in (6, 4):
-        audio, video = make_inputs(head, num_clips, batch=5, dtype=torch.float64)
-        face = torch.rand(5, num_clips, generator=generator).double()
-        mask = torch.ones(5, num_clips, dtype=torch.bool)
-        mask[1, 1:] = False
-        mask[3, 3:] = False
-        trace = head(audio, video, mask, face)
-        for b, length in enumerate(mask.sum(dim=1).tolist()):
-            expected = slow_head(head, *(values[b, :length].numpy() for values in (audio, video, face)))
-            # 1e-9 of the trace: float64 sums of a few hundred products in another order
-            np.testing.assert_allclose(trace[b, :length].detach().numpy(), expected, rtol=1e-9, atol=1e-9)
+    assert_is_its_equations(head, slow_head, (6, 4))
 
 
 def test_concat_is_its_equations():
@@ -764,20 +769,7 @@ def slow_trace(head, audio, video, face):
 )
 def test_attention_heads_are_their_equations(name, arguments, gate):
     head = randomise(make_head((name, {**arguments, "gate": gate})).double())
-    generator = torch.Generator().manual_seed(1)
-    head.standardise(
-        *(torch.rand(shape, generator=generator) + 0.5 for shape in ((12,), (12,), (16, 3, 3), (16, 3, 3)))
-    )
-    for num_clips in (6, 4):
-        audio, video = make_inputs(head, num_clips, batch=5, dtype=torch.float64)
-        face = torch.rand(5, num_clips, generator=generator).double()
-        mask = torch.ones(5, num_clips, dtype=torch.bool)
-        mask[1, 1:] = False
-        mask[3, 3:] = False
-        trace = head(audio, video, mask, face)
-        for b, length in enumerate(mask.sum(dim=1).tolist()):
-            expected = slow_trace(head, *(values[b, :length].numpy() for values in (audio, video, face)))
-            np.testing.assert_allclose(trace[b, :length].detach().numpy(), expected, rtol=1e-9, atol=1e-9)
+    assert_is_its_equations(head, slow_trace, (6, 4))
 
 
 def test_gate_gradient():
@@ -864,20 +856,7 @@ def slow_reliability(head, audio, video, face):
 @pytest.mark.parametrize("recursions", [0, 1, 2])
 def test_reliability_joint_attention_is_its_equations(recursions):
     head = randomise(make_head(("reliability_joint_attention", {"recursions": recursions})).double())
-    generator = torch.Generator().manual_seed(1)
-    head.standardise(
-        *(torch.rand(shape, generator=generator) + 0.5 for shape in ((12,), (12,), (16, 3, 3), (16, 3, 3)))
-    )
-    for num_clips in (6, 4, 15):  # 15: longer than it was built for
-        audio, video = make_inputs(head, num_clips, batch=5, dtype=torch.float64)
-        face = torch.rand(5, num_clips, generator=generator).double()
-        mask = torch.ones(5, num_clips, dtype=torch.bool)
-        mask[1, 1:] = False
-        mask[3, 3:] = False
-        trace = head(audio, video, mask, face)
-        for b, length in enumerate(mask.sum(dim=1).tolist()):
-            expected = slow_reliability(head, *(values[b, :length].numpy() for values in (audio, video, face)))
-            np.testing.assert_allclose(trace[b, :length].detach().numpy(), expected, rtol=1e-9, atol=1e-9)
+    assert_is_its_equations(head, slow_reliability, (6, 4, 15))  # 15: longer than it was built for
 
 
 def test_what_is_not_trusted_does_not_count():
