@@ -181,7 +181,13 @@ def find_runs(places: Iterable[Path]) -> list[Path]:
 
 
 def read_history(run: Path) -> list[dict[str, Any]]:
-    """Read `history.jsonl`; an absent file is an empty history, a torn last line is left out."""
+    """Read `history.jsonl`; an absent file is an empty history, a torn last line is left out, None is undefined.
+
+    Raises
+    ------
+    UsageError
+        If a line is damaged.
+    """
     path = run / HISTORY_FILE
     if not path.exists():
         return []
