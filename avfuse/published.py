@@ -101,6 +101,8 @@ def import_checkpoint(
         revision=runs.code_revision(),
         versions={package: version(package) for package in ("avfuse", "torch", "numpy")},
     )
+    run = options.out or cache_home(None) / "runs" / "imported" / f"{options.file.stem}-{digest[:8]}" / "seed-0"
+    _refuse_another(run, record)
     predictions: list[Predictions] = []
     if options.cache is not None:
         cache = FeatureCache.find(cache_home(options.cache))
@@ -111,8 +113,6 @@ def import_checkpoint(
             dataset=cache.spec.dataset,
             features=cache.digest(("train", "validation")),
         )
-    run = options.out or cache_home(None) / "runs" / "imported" / f"{options.file.stem}-{digest[:8]}" / "seed-0"
-    _refuse_another(run, record)
     return _write(run, record, head, {**arguments, "targets": list(TARGETS)}, predictions, digest)
 
 

@@ -264,12 +264,19 @@ def ccc_by_target(predictions: Sequence[Predictions]) -> dict[str, float]:
     """Return the CCC of each target over the rated frames of all recordings together.
 
     It is NaN where it is not defined: so also where a head diverged, and what it predicts is not finite.
+
+    Raises
+    ------
+    ValueError
+        Beginning with the name of a target whose ratings cannot be scored.
     """
     ccc = registry.load("metric", "ccc")
     prediction_FE = np.concatenate([item.prediction_FE for item in predictions])
     target_FE = np.concatenate([item.target_FE for item in predictions])
-    is_finite_E = np.isfinite(prediction_FE).all(axis=0)
-    return {
-        target: float(ccc(prediction_FE[:, column], target_FE[:, column])) if is_finite_E[column] else float("nan")
-        for column, target in enumerate(predictions[0].targets)
-    }
+    scores: dict[str, float] = {}
+    for target, prediction_F, target_F in zip(predictions[0].targets, prediction_FE.T, target_FE.T, strict=True):
+        try:
+            scores[target] = float(ccc(prediction_F, target_F)) if np.isfinite(prediction_F).all() else float("nan")
+        except ValueError as error:
+            raise ValueError(f"{target}: {error}") from error
+    return scores

@@ -5,7 +5,6 @@ recordings of the validation partition are concatenated, unrated ones left out, 
 """
 
 import json
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -16,8 +15,8 @@ import numpy.typing as npt
 
 from avfuse import registry
 from avfuse.options import format_assignments
-from avfuse.runs import RunRecord, find_runs, read_predictions, read_run
-from avfuse.schema import Predictions, UsageError
+from avfuse.runs import RunRecord, ccc_by_target, find_runs, read_predictions, read_run
+from avfuse.schema import UsageError
 
 PARTITION = "validation"
 
@@ -142,29 +141,19 @@ def _score(run: Path, record: RunRecord) -> ScoredRun:
     if predictions[0].targets != record.targets:
         names = f"{', '.join(predictions[0].targets)}, its record {', '.join(record.targets)}"
         raise UsageError(f"{run} is damaged: its predictions are of {names}; train it again")
+    try:
+        ccc = ccc_by_target(predictions)
+    except ValueError as error:
+        raise UsageError(f"{run} cannot be scored on {error}; train it again, or leave it out") from error
     target_FE = np.concatenate([item.target_FE for item in predictions])
     return ScoredRun(
         run=run,
         record=record,
-        ccc=_ccc(run, predictions, target_FE),
+        ccc=ccc,
         num_rated=dict(zip(record.targets, (~np.isnan(target_FE)).sum(axis=0).tolist(), strict=True)),
         num_recordings=len(predictions),
         num_frames=len(target_FE),
     )
-
-
-def _ccc(run: Path, predictions: Sequence[Predictions], target_FE: npt.NDArray[np.float32]) -> dict[str, float]:
-    """Return the CCC per target; NaN where the training diverged, so that its head predicts no numbers."""
-    metric = registry.load("metric", "ccc")
-    prediction_FE = np.concatenate([item.prediction_FE for item in predictions])
-    scores: dict[str, float] = {}
-    for index, target in enumerate(predictions[0].targets):
-        prediction_F, target_F = prediction_FE[:, index], target_FE[:, index]
-        try:
-            scores[target] = float(metric(prediction_F, target_F)) if np.isfinite(prediction_F).all() else math.nan
-        except ValueError as error:
-            raise UsageError(f"{run} cannot be scored on {target}: {error}; train it again, or leave it out") from error
-    return scores
 
 
 def _order(group: Sequence[ScoredRun], places: Mapping[Path, int]) -> tuple[int, int, str, str]:

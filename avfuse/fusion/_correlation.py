@@ -35,8 +35,9 @@ class _Correlation(torch.autograd.Function):
             if dropout:
                 masks.append(draw_masks(correlation.numel(), dropout, correlation))
                 drop_(correlation, masks[-1])
-            correlations.append(correlation)
             results.append(torch.bmm(query, correlation))
+            if any(ctx.needs_input_grad):  # prediction holds none
+                correlations.append(correlation)
         ctx.save_for_backward(query_BTD, key_BDT, value_BTJ, *correlations, *masks)
         ctx.num_parts = len(correlations)
         return torch.cat(results).mul_(ctx.scale)

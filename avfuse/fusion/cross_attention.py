@@ -10,6 +10,7 @@ from avfuse.fusion import FusionHead
 from avfuse.fusion._blocks import DROPOUT, MeanVideo, Padding, PerTarget, Regressor, fixed_by_release, linear
 from avfuse.fusion._joint import Gates
 from avfuse.fusion._released import unit_length
+from avfuse.fusion._transformers import attention_mask
 from avfuse.schema import UsageError
 
 RELEASED_DROPOUT = 0.5
@@ -115,8 +116,9 @@ class _ReleasedNetwork(nn.Module):
     def forward(self, audio_BTA: Tensor, video_BTC: Tensor, padding: Padding | None) -> Tensor:
         attended = _attend(unit_length(audio_BTA), unit_length(video_BTC), self.correlation, 1.0, padding)
         joint_BTD = attended[0] + attended[1]
-        if padding is not None:
-            joint_BTD = joint_BTD.masked_fill(_outside(padding)[..., None], _NEVER)
+        mask_BT = attention_mask(padding)
+        if mask_BT is not None:
+            joint_BTD = joint_BTD.masked_fill(mask_BT[..., None], _NEVER)
         with torch.autocast(joint_BTD.device.type, enabled=False):
             value_B11: Tensor = self.regressor(joint_BTD.amax(dim=1, keepdim=True).to(self.correlation.dtype))
         return value_B11.expand(-1, audio_BTA.shape[1], -1)
@@ -132,14 +134,7 @@ def _attend(
     """Return X A of both modalities, rows for clips: row j weighs all rows by their fit to the other's clip j."""
     score_BTT = (audio_BTA @ weight_AC @ video_BTC.mT) / scale  # audio's clips down, video's across
     by_audio, by_video = score_BTT, score_BTT.mT
-    if padding is not None:
-        outside_BT1 = _outside(padding)[..., None]
-        by_audio, by_video = (score.masked_fill(outside_BT1, _NEVER) for score in (by_audio, by_video))
+    mask_BT = attention_mask(padding)
+    if mask_BT is not None:
+        by_audio, by_video = (score.masked_fill(mask_BT[..., None], _NEVER) for score in (by_audio, by_video))
     return by_audio.softmax(dim=1).mT @ audio_BTA, by_video.softmax(dim=1).mT @ video_BTC
-
-
-def _outside(padding: Padding) -> Tensor:
-    """Return where a window has no clip, (B, T); of a window without any, its first place counts as one."""
-    padded_BT = padding.padded_BT.clone()
-    padded_BT[:, 0] = False
-    return padded_BT
