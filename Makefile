@@ -13,8 +13,6 @@ SEEDS  ?= 0 1 2
 # Trainings side by side: on two cores, two of one thread each take half to three quarters of the time of one of both.
 JOBS   ?= 2
 
-export OMP_WAIT_POLICY ?= PASSIVE
-
 .DEFAULT_GOAL := help
 .PHONY: help install demo ablation comparison comparison-released fatigue test lint types check clean \
         demo-features fatigue-features features fatigue-store

@@ -11,9 +11,13 @@ import importlib
 import os
 from typing import TYPE_CHECKING, Any
 
-# Idle OpenMP threads must sleep: spinning ones slow small convolutions down tenfold on shared cores. The runtime
-# reads this once, when torch is first imported, so it is set here and never overrides the user's own choice.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Idle OpenMP threads must sleep: spinning ones slow small convolutions down tenfold on shared cores. In GNU's runtime,
+# which reads this as a count, they spin for some microseconds first: waking them for every small product of a head
+# would take a tenth of its training step. The runtime reads both once, when torch is first imported, so they are set
+# here, and the user's own choice is never overridden.
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 __version__ = "0.1.0"
 

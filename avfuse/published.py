@@ -38,7 +38,7 @@ _BLOCK = re.compile(r"coattn\.dcn_layers\.(\d+)\.")
 _NAMES = (
     (r"^(audio|video)_blstm\.", r"\1_extract."),
     (r"^joint_blstm\.", "Joint."),
-    (r"^(audio_extract|video_extract|Joint)\.lstm\.", r"\1.rnn."),
+    (r"^(audio_extract|video_extract|Joint)\.layers\.(\d)\.(weight|bias)_(ih|hh)_l0", r"\1.rnn.\3_\4_l\2"),
     (r"^(audio_extract|video_extract|Joint)\.output_layer\.", r"\1.linear."),
     (r"\.initial_state$", ".init_hidden"),
     (r"^guided_video\.pooling\.audio_layer\.", "video_attn.attn.affine_audio."),

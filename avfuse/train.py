@@ -28,7 +28,7 @@ from avfuse import checkpoint, registry, runs
 from avfuse.atomic import digest_json, locked, sweep
 from avfuse.cache import FeatureCache
 from avfuse.dataset import WindowedPartition, feature_moments
-from avfuse.device import choose_device
+from avfuse.device import choose_device, keep_freed_memory
 from avfuse.fusion import FusionHead
 from avfuse.losses import LOSSES
 from avfuse.options import TrainOptions, cache_home, parse_assignments
@@ -221,6 +221,7 @@ def _cache_arguments(options: TrainOptions, cache: FeatureCache) -> dict[str, An
 
 def _load_data(options: TrainOptions, cache: FeatureCache) -> _Data:
     device = choose_device(options.device)
+    keep_freed_memory()
     grid = (options.num_clips, options.spacing)
     training = WindowedPartition(cache, "train", *grid, complete=options.windows == "complete")
     validation = WindowedPartition(cache, "validation", *grid, overlap=options.overlap)

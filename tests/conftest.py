@@ -1,6 +1,5 @@
 """What several test files share."""
 
-import os
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -9,7 +8,7 @@ import av
 import numpy as np
 import numpy.typing as npt
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before any test imports torch; see avfuse/__init__.py
+import avfuse  # noqa: F401  sets what must be set before any test imports torch
 
 FRAME_PX = 64
 DARK, BRIGHT = 30, 225

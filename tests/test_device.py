@@ -1,5 +1,10 @@
 """Devices and precisions are chosen by what the machine has."""
 
+import ctypes
+import resource
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -82,3 +87,28 @@ def test_a_named_precision_is_kept(name: str) -> None:
 
 def test_this_machine_answers() -> None:
     assert choose_precision("auto", choose_device("auto")) in ("fp32", "bf16")
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "gnu_get_libc_version"), reason="this system does not use glibc")
+def test_freed_memory_is_kept() -> None:
+    script = """
+import resource, sys, torch
+from avfuse.device import keep_freed_memory
+if sys.argv[1] == "keep":
+    keep_freed_memory()
+def count_new_pages():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    buffers = [torch.ones(2**21) for _ in range(20)]
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+print(*(count_new_pages() for _ in range(4)))
+"""
+
+    def new_pages(what: str) -> list[int]:
+        command = [sys.executable, "-c", script, what]
+        return [int(n) for n in subprocess.run(command, capture_output=True, check=True, text=True).stdout.split()]
+
+    num_pages = 20 * 4 * 2**21 // resource.getpagesize()
+    kept = new_pages("keep")
+    assert kept[0] > 0.9 * num_pages
+    assert max(kept[1:]) < 0.25 * num_pages
+    assert min(new_pages("as it comes")) > 0.5 * num_pages

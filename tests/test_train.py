@@ -462,7 +462,7 @@ def test_bf16_trains_too(tmp_path: Path) -> None:
         ({"head": "recursive_joint_attention", "head_option": ("recursions=0",)}, "recursions is 0"),
         ({"spacing": 12}, "--spacing 12 is not a multiple of 8"),
         ({"device": "cuda:77"}, "device 'cuda:77' is not here"),
-        ({"head_option": ("dropout=2",)}, "dropout is 2; allowed are numbers from 0"),
+        ({"head_option": ("dropout=2",)}, "dropout is 2; allowed are 0 and numbers from 0.00390625 to below 1"),
         ({"seed": (2**60,)}, "is too large; seeds go up to"),
         ({"overlap": 16}, "overlap is 16; windows of 16 clips can share 0 to 15"),
         ({"protocol": "paper"}, "unknown protocol 'paper'; known: default, released"),

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import avfuse  # sets what must be set before torch is imported
 from avfuse import published, registry
-from avfuse.device import choose_device
+from avfuse.device import choose_device, keep_freed_memory
 from avfuse.schema import ReportTable
 from avfuse.terminal import print_table
 
@@ -128,6 +128,7 @@ def main() -> int:
     parser.add_argument("--published-only", action="store_true", help="leave the table of all heads out")
     arguments = parser.parse_args()
     device = choose_device(arguments.device)
+    keep_freed_memory()  # as training does
     inputs = make_inputs(arguments.batch_size, device)
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     title = f"A training step: batch {arguments.batch_size}, {NUM_CLIPS} clips; {where}; torch {torch.__version__}"

@@ -28,6 +28,9 @@ from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any
 
+import avfuse  # noqa: F401  sets what must be set before torch is imported
+
+# isort: split
 import click
 import torch
 from rich.console import Console, Group, RenderableType

@@ -12,13 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
+from avfuse.fusion._dropout import Dropout
 from avfuse.schema import UsageError
 
 DROPOUT = 0.5
 """Dropout of the regressor in every head, so that a comparison of heads compares fusion."""
 REGRESSOR_SIZE = 128
 MIN_STD_SHARE = 0.01
-WINDOWS_AT_ONCE = 4  # of 32-bit numbers, on a CPU
+WINDOWS_AT_ONCE = 4
 
 
 class Padding(NamedTuple):
@@ -59,12 +60,14 @@ def compute_dtype(values: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else values.dtype
 
 
-def in_parts(*tensors: Tensor, dtype: torch.dtype = torch.float32) -> Iterator[tuple[Tensor, ...]]:
+def in_parts(
+    *tensors: Tensor, dtype: torch.dtype = torch.float32, at_once: int = WINDOWS_AT_ONCE
+) -> Iterator[tuple[Tensor, ...]]:
     """Iterate over a batch a few windows at a time on a CPU, whose caches they fit; all at once elsewhere.
 
-    `dtype` is the type that they are computed in: of shorter numbers more fit.
+    `dtype` is the type that they are computed in: `at_once` windows of 32-bit numbers fit, and of shorter ones more.
     """
-    size = WINDOWS_AT_ONCE * 4 // dtype.itemsize if tensors[0].device.type == "cpu" else max(1, len(tensors[0]))
+    size = max(1, at_once * 4 // dtype.itemsize) if tensors[0].device.type == "cpu" else max(1, len(tensors[0]))
     return zip(*(torch.split(tensor, size) for tensor in tensors), strict=True)
 
 
@@ -234,10 +237,8 @@ class Regressor(nn.Module):
 
     def __init__(self, input_size: int, num_targets: int, dropout: float) -> None:
         super().__init__()
-        if not 0 <= dropout < 1:
-            raise UsageError(f"dropout is {dropout}; allowed are numbers from 0 to below 1")
         self.branches = nn.ModuleList(
-            nn.Sequential(linear(input_size, REGRESSOR_SIZE), nn.ReLU(), nn.Dropout(dropout), linear(REGRESSOR_SIZE, 1))
+            nn.Sequential(linear(input_size, REGRESSOR_SIZE), nn.ReLU(), Dropout(dropout), linear(REGRESSOR_SIZE, 1))
             for _ in range(num_targets)
         )
 

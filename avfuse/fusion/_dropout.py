@@ -1,53 +1,78 @@
 """Dropout whose random numbers do not cost more than all that is computed with them.
 
-On a CPU `bernoulli_` draws one number after the other. Here four 16-bit numbers come out of one 64-bit word of a fast
-generator, seeded by torch's own, and become masks of bits, all 1 or all 0, that are laid over the floats. A probability
-is rounded to 1 / 32768.
+On a CPU `bernoulli_` draws one number after the other, on one core. Here every core draws, eight bytes to a 64-bit word
+of a fast generator that torch's own seeds, and the bytes become masks of bits, all 1 or all 0, that are laid over the
+floats. A byte keeps a value if it is below 256 times the probability, which is rounded up or down at random, column by
+column: so the probability is exact.
 """
+
+import functools
+import math
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-_LEVELS = 2**15
+from avfuse.schema import UsageError
+
+LEAST = 1 / 256
+_NUM_COLUMNS = 1024
 _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # whole numbers as wide as a float, by its bytes
 
 
-def num_kept_levels(dropout: float) -> int:
-    """Return how many of 32768 numbers keep a value."""
-    return round((1 - dropout) * _LEVELS)
+def draw_masks(sizes: Sequence[int], dropout: float, device: torch.device) -> list[Tensor]:
+    """Draw flat masks of so many values, 8 bits to a value: all 1 where it is kept, all 0 elsewhere.
 
-
-def kept_scale(dropout: float) -> float:
-    """Return the factor that keeps the mean of what is dropped in part."""
-    return _LEVELS / num_kept_levels(dropout)
-
-
-def draw_masks(num_values: int, dropout: float, like: Tensor) -> Tensor:
-    """Draw one mask per value, flat, as wide as the numbers of `like`: all bits where it is kept, none elsewhere."""
-    num_words = -(-num_values // 4)
-    if like.device.type == "cpu":
-        generator = np.random.Generator(np.random.SFC64(int(torch.randint(2**62, ()))))
-        words = torch.from_numpy(generator.integers(-(2**63), 2**63 - 1, num_words, np.int64, endpoint=True))
+    `dropout`, the probability of the latter, is from `LEAST` to below 1.
+    """
+    level = 256 * (1 - dropout)
+    is_raised = torch.rand(_NUM_COLUMNS, device=device) < level - math.floor(level)
+    threshold = (math.floor(level) - 128 + is_raised.int()).to(torch.int8)
+    num_rows = [-(-size // _NUM_COLUMNS) for size in sizes]
+    if device.type == "cpu":
+        seeds = torch.randint(2**62, (len(sizes),)).tolist()
+        draw = functools.partial(_draw, threshold.numpy())
+        masks = [torch.from_numpy(mask) for mask in _drawing_threads().map(draw, num_rows, seeds)]
     else:
-        words = torch.empty(num_words, dtype=torch.int64, device=like.device).random_(-(2**63), None)
-    level = words.view(torch.int16)[:num_values]
-    mask = level.bitwise_and_(_LEVELS - 1).sub_(num_kept_levels(dropout)).bitwise_right_shift_(15)
-    return mask.to(_BITS[like.element_size()])
+        words = [torch.empty(rows, _NUM_COLUMNS // 8, dtype=torch.int64, device=device) for rows in num_rows]
+        masks = [word.random_(-(2**63), None).view(torch.int8).lt_(threshold).neg_() for word in words]
+    return [mask.flatten()[:size] for mask, size in zip(masks, sizes, strict=True)]
+
+
+def _draw(threshold: np.ndarray, num_rows: int, seed: int) -> np.ndarray:
+    """Return masks, (num_rows, _NUM_COLUMNS); by NumPy, as a thread that enters OpenMP would slow all others down."""
+    generator = np.random.Generator(np.random.SFC64(seed))
+    words = generator.integers(-(2**63), 2**63 - 1, (num_rows, _NUM_COLUMNS // 8), np.int64, endpoint=True)
+    mask = words.view(np.int8)
+    np.less(mask, threshold, out=mask.view(np.bool_))
+    return np.negative(mask, out=mask)
+
+
+@functools.cache
+def _drawing_threads() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(torch.get_num_threads(), thread_name_prefix="dropout")
+
+
+if hasattr(os, "register_at_fork"):  # a child process has none of its parent's threads
+    os.register_at_fork(after_in_child=_drawing_threads.cache_clear)
 
 
 def drop_(values: Tensor, mask: Tensor) -> Tensor:
-    """Set contiguous values to zero, in place, where their masks have no bits; what is kept is not scaled."""
-    values.view(mask.dtype).bitwise_and_(mask.view(values.shape))
+    """Set contiguous values to zero, in place, where their mask has no bits; what is kept is not scaled."""
+    bits = _BITS[values.element_size()]
+    values.view(bits).bitwise_and_(mask.view(values.shape).to(bits))
     return values
 
 
 class _Dropped(torch.autograd.Function):
     @staticmethod
     def forward(ctx, values: Tensor, dropout: float) -> Tensor:  # type: ignore[no-untyped-def]
-        mask = draw_masks(values.numel(), dropout, values)
+        (mask,) = draw_masks([values.numel()], dropout, values.device)
         ctx.save_for_backward(mask)
-        ctx.scale = kept_scale(dropout)
+        ctx.scale = 1 / (1 - dropout)
         return drop_(values * ctx.scale, mask)
 
     @staticmethod
@@ -57,10 +82,12 @@ class _Dropped(torch.autograd.Function):
 
 
 class Dropout(nn.Module):
-    """Dropout as torch has it, drawn as this page draws it."""
+    """Dropout as torch has it, drawn as this page draws it; UsageError if the probability cannot be drawn."""
 
     def __init__(self, p: float) -> None:
         super().__init__()
+        if p and not LEAST <= p < 1:
+            raise UsageError(f"dropout is {p}; allowed are 0 and numbers from {LEAST} to below 1")
         self.p = p
 
     def forward(self, values: Tensor) -> Tensor:

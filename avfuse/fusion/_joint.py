@@ -3,6 +3,7 @@
 `_released` holds what the published code has in their place; shapes follow `_blocks`.
 """
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -51,14 +52,22 @@ class AudioGuidedPooling(nn.Module):
             nn.init.xavier_uniform_(self.score.weight, gain=START_GAIN)
             nn.init.eye_(self.output_layer.weight)
 
-    def forward(self, cells_NPC: Tensor, audio_NA: Tensor) -> Tensor:
-        """Return (N, C) from N clips with P cells each."""
+    def forward(self, video_BTCHW: Tensor, audio_BTA: Tensor, to_cells: Callable[[Tensor], Tensor]) -> Tensor:
+        """Return (B, T, C) from maps, of which `to_cells` makes the cells (B * T, H * W, C) of a few windows."""
+        query_BTD = self.audio_score(self.audio_layer(audio_BTA).relu_())  # D = P, as in the release
+        parts = in_parts(video_BTCHW, query_BTD, dtype=compute_dtype(audio_BTA))
+        pooled_NC = torch.cat([self._weigh(to_cells(video), query.flatten(0, 1)) for video, query in parts])
+        pooled_BTC: Tensor = self.output_layer(pooled_NC).unflatten(0, audio_BTA.shape[:2])
+        return pooled_BTC
+
+    def _weigh(self, cells_NPC: Tensor, query_ND: Tensor) -> Tensor:
+        """Return the mean of the cells, (N, C), weighed as the query says."""
         cells_NPC = cells_NPC.to(compute_dtype(cells_NPC))  # the map is used twice: round it once
-        content_NPD = self.cell_score(self.cell_layer(cells_NPC).relu_())  # D = P, as in the release
-        query_ND = self.audio_score(self.audio_layer(audio_NA).relu_())
+        hidden_RC = self.cell_layer(cells_NPC.flatten(0, 1)).relu_()  # rows: of a view, `relu_` would be copied back
+        content_NPD = self.cell_score(hidden_RC).unflatten(0, cells_NPC.shape[:2])
         weight_NP1 = self.score((content_NPD + query_ND.unsqueeze(self._query_axis)).tanh_()).softmax(dim=1)
-        pooled_NC: Tensor = self.output_layer((weight_NP1.mT.to(cells_NPC.dtype) @ cells_NPC).squeeze(1))
-        return pooled_NC
+        mean_N1C: Tensor = weight_NP1.mT.to(cells_NPC.dtype) @ cells_NPC
+        return mean_N1C.squeeze(1)
 
 
 class GuidedVideo(nn.Module):
@@ -75,13 +84,7 @@ class GuidedVideo(nn.Module):
         """Return (B, T, C), zero at padding, from maps as cached and the audio features that guide."""
         video_BTCHW = zero_padding(video_BTCHW, padding)
         to_cells = inputs.video_cells if self.absent_face else partial(interleaved_cells, dtype=audio_BTA.dtype)
-        pooled_NC = torch.cat(
-            [
-                self.pooling(to_cells(video), audio.flatten(0, 1))
-                for video, audio in in_parts(video_BTCHW, audio_BTA, dtype=compute_dtype(audio_BTA))
-            ]
-        )
-        pooled_BTC = pooled_NC.reshape(video_BTCHW.shape[:3])
+        pooled_BTC = self.pooling(video_BTCHW, audio_BTA, to_cells)
         return self.absent_face(pooled_BTC, face_BT, padding) if self.absent_face else zero_padding(pooled_BTC, padding)
 
 

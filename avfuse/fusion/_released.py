@@ -43,8 +43,8 @@ class LearnedStateBLSTM(nn.Module):
         super().__init__()
         if output_size < 2 or output_size % 2:
             raise UsageError(f"a bidirectional LSTM of size {output_size}; the size must be even and positive")
-        self.lstm = nn.LSTM(
-            input_size, output_size // 2, num_layers=2, bidirectional=True, batch_first=True, dropout=dropout
+        self.layers = nn.ModuleList(
+            nn.LSTM(size, output_size // 2, bidirectional=True, batch_first=True) for size in (input_size, output_size)
         )
         self.initial_state = nn.Parameter(torch.empty(8, output_size // 2))  # rows 0 to 3 hidden, 4 to 7 cell state
         nn.init.xavier_uniform_(self.initial_state)
@@ -55,17 +55,18 @@ class LearnedStateBLSTM(nn.Module):
         """Return (B, T, output_size), rows of length 1, zero at padding; the LSTM computes in autocast's precision."""
         values_BTD = values_BTD.to(compute_dtype(self.initial_state))
         with torch.autocast(values_BTD.device.type, enabled=False):
-            hidden_BTD = self._run(values_BTD, padding)
+            hidden_BTD = self._run(1, self.dropout(self._run(0, values_BTD, padding)), padding)
         output_BTD = self.output_layer(self.dropout(torch.cat([values_BTD, hidden_BTD], dim=-1)))
         return zero_padding(unit_length(output_BTD.to(self.initial_state.dtype)), padding)
 
-    def _run(self, values_BTD: Tensor, padding: Padding | None) -> Tensor:
-        """Return the output of the LSTM, (B, T, D), in the precision of its input."""
-        weights = {name: weight.to(values_BTD.dtype) for name, weight in self.lstm.named_parameters()}
-        state = self.initial_state.to(values_BTD.dtype)[:, None].expand(-1, len(values_BTD), -1)
-        start = (state[:4].contiguous(), state[4:].contiguous())
+    def _run(self, place: int, values_BTD: Tensor, padding: Padding | None) -> Tensor:
+        """Return the output of one layer, (B, T, D), in the precision of its input."""
+        dtype, lstm = values_BTD.dtype, self.layers[place]
+        weights = {name: weight.to(dtype) for name, weight in lstm.named_parameters()}
+        state = self.initial_state.to(dtype)[:, None].repeat(1, len(values_BTD), 1)
+        start = (state[:4][2 * place :][:2], state[4:][2 * place :][:2])
         return over_clips(
-            lambda values: torch.func.functional_call(self.lstm, weights, (values, start)), values_BTD, padding
+            lambda values: torch.func.functional_call(lstm, weights, (values, start)), values_BTD, padding
         )
 
 

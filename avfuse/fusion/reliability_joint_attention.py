@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from avfuse.fusion import FusionHead
-from avfuse.fusion._blocks import BLSTM, DROPOUT, Padding, Regressor, compute_dtype, in_parts, linear, zero_padding
+from avfuse.fusion._blocks import BLSTM, DROPOUT, Padding, Regressor, linear, zero_padding
 from avfuse.fusion._correlation import attend_through_correlation
 from avfuse.fusion._joint import START_GAIN, AudioGuidedPooling
 from avfuse.schema import UsageError
@@ -91,7 +91,9 @@ class ReliabilityJointAttention(FusionHead):
         """Return the trace (B, T, E); see the contract in `avfuse.fusion`."""
         audio_BTA = self.inputs.audio(audio, padding)
         audio_trust_BT1 = zero_padding(self.audio_trust(audio_BTA), padding)
-        video_BTC = zero_padding(self._pool(zero_padding(video, padding), audio_trust_BT1 * audio_BTA), padding)
+        guide_BTA = audio_trust_BT1 * audio_BTA
+        video_BTC = self.pooling(zero_padding(video, padding), guide_BTA, self.inputs.video_cells)
+        video_BTC = zero_padding(video_BTC.to(guide_BTA.dtype), padding)
         video_trust_BT1 = self.video_trust(video_BTC)
         if face is not None:
             video_trust_BT1 = video_trust_BT1 * face.to(video_trust_BT1.dtype)[..., None]
@@ -104,11 +106,6 @@ class ReliabilityJointAttention(FusionHead):
             video_BTC = attend_video(video_BTC, video_trust_BT1, joint_BTJ)
         trace_BTE: Tensor = self.regressor(torch.cat([audio_BTA, video_BTC, audio_trust_BT1, video_trust_BT1], dim=-1))
         return trace_BTE
-
-    def _pool(self, video_BTCHW: Tensor, guide_BTA: Tensor) -> Tensor:
-        parts = in_parts(video_BTCHW, guide_BTA, dtype=compute_dtype(guide_BTA))
-        pooled_NC = [self.pooling(self.inputs.video_cells(video), guide.flatten(0, 1)) for video, guide in parts]
-        return torch.cat(pooled_NC).reshape(video_BTCHW.shape[:3]).to(guide_BTA.dtype)
 
 
 class _Trust(nn.Module):
