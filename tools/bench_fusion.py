@@ -1,15 +1,19 @@
 """Time a training step of every fusion head, and of the recursive head against the published module.
 
 A step is the forward pass in training mode, a squared error, the backward pass; no optimiser, no data loading. The
-published module is the straightforward transcription in `tests/transcription.py`; both sides have the same weights, run
-in turn in one process, and their outputs are compared in evaluation mode.
+published module is the straightforward transcription in `tests/transcription.py`. Both sides take turns, the published
+one in a process of its own, whose memory is managed as it comes; this one's is kept, as in training. With the same
+weights, their outputs are compared in evaluation mode.
 """
 
 import argparse
+import multiprocessing
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import avfuse  # sets what must be set before torch is imported
@@ -31,7 +35,7 @@ VARIANTS = {
     "joint_cross_attention": ({}, {"version": "cvprw"}),
     "lstm_transformer": ({}, {"network": "cross_modal"}),
 }
-Step = Callable[[], None]
+Step = Callable[[], float]
 
 
 def make_inputs(batch_size: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
@@ -43,17 +47,53 @@ def make_inputs(batch_size: int, device: torch.device) -> tuple[Tensor, Tensor, 
 
 
 def make_step(module: nn.Module, trace: Callable[[], Tensor], target: Tensor, bf16: bool = False) -> Step:
-    """Return a training step of a module whose output `trace` computes."""
+    """Return a training step, which gives its seconds, of a module whose output `trace` computes."""
 
-    def step() -> None:
+    def step() -> float:
+        started_s = time.perf_counter()
         module.zero_grad(set_to_none=True)
         with torch.autocast(target.device.type, torch.bfloat16, enabled=bf16):
             output = trace()
         (output.float() - target).square().mean().backward()
         if target.device.type == "cuda":
             torch.cuda.synchronize()
+        return time.perf_counter() - started_s
 
     return step
+
+
+def published_trace(module: nn.Module, inputs: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+    """Return the trace (B, T, E) of the published module, which takes flat maps."""
+    audio, video, _ = inputs
+    return torch.stack(module(audio, video.flatten(2)), dim=-1)
+
+
+def serve_published(recursions: int, batch_size: int, device: str, asked: Connection) -> None:
+    """Answer each True with the seconds of a training step of the published module."""
+    inputs = make_inputs(batch_size, torch.device(device))
+    module = transcription.ReleasedModule(NUM_CLIPS, recursions).to(device).train()
+    step = make_step(module, lambda: published_trace(module, inputs), inputs[2])
+    while asked.recv():
+        asked.send(step())
+
+
+@contextmanager
+def published_step(recursions: int, batch_size: int, device: torch.device) -> Iterator[Step]:
+    """Give a training step of the published module that another process takes."""
+    spawn = multiprocessing.get_context("spawn")
+    here, there = spawn.Pipe()
+    process = spawn.Process(target=serve_published, args=(recursions, batch_size, str(device), there), daemon=True)
+    process.start()
+    there.close()  # so that its end is noticed here
+
+    def step() -> float:
+        here.send(True)
+        seconds: float = here.recv()
+        return seconds
+
+    yield step
+    here.send(False)
+    process.join()
 
 
 def time_steps(steps: list[Step], repeats: int) -> list[float]:
@@ -61,40 +101,32 @@ def time_steps(steps: list[Step], repeats: int) -> list[float]:
     times: list[list[float]] = [[] for _ in steps]
     for repeat in range(repeats + 1):
         for step, spent in zip(steps, times, strict=True):
-            started_s = time.perf_counter()
-            step()
+            seconds = step()
             if repeat:
-                spent.append(time.perf_counter() - started_s)
+                spent.append(seconds)
     return [statistics.median(spent) for spent in times]
 
 
 def compare_with_published(recursions: int, inputs: tuple[Tensor, Tensor, Tensor], repeats: int) -> tuple[str, ...]:
     """Return a row: seconds of the published module and of ours, ratios, and the largest difference of outputs."""
     audio, video, target = inputs
-    flat = video.flatten(2)
-    device = audio.device
-    slow = transcription.ReleasedModule(NUM_CLIPS, recursions).to(device)
-    fast = registry.load("head", "recursive_joint_attention")(TARGETS, form="released", recursions=recursions).to(
-        device
-    )
+    slow = transcription.ReleasedModule(NUM_CLIPS, recursions).to(audio.device).eval()
+    fast = registry.load("head", "recursive_joint_attention")(TARGETS, form="released", recursions=recursions)
     state = slow.state_dict()
     own = {name: state[published.published_name(name)] for name in fast.state_dict() if not name.startswith("inputs.")}
     fast.load_state_dict(own, strict=False)
-
-    def published_trace() -> Tensor:
-        return torch.stack(slow(audio, flat), dim=-1)
+    fast.to(audio.device).eval()
 
     def own_trace() -> Tensor:
         trace: Tensor = fast(audio, video)
         return trace
 
     with torch.no_grad():
-        slow.eval(), fast.eval()
-        difference = (published_trace() - own_trace()).abs().max().item()
-    slow.train(), fast.train()
-    steps = [make_step(slow, published_trace, target)]
-    steps += [make_step(fast, own_trace, target, bf16) for bf16 in (False, True)]
-    slow_s, fp32_s, bf16_s = time_steps(steps, repeats)
+        difference = (published_trace(slow, inputs) - own_trace()).abs().max().item()
+    fast.train()
+    with published_step(recursions, len(audio), audio.device) as step:
+        steps = [step, *(make_step(fast, own_trace, target, bf16) for bf16 in (False, True))]
+        slow_s, fp32_s, bf16_s = time_steps(steps, repeats)
     return (
         str(recursions),
         f"{slow_s:.3f}",
