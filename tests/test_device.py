@@ -100,7 +100,7 @@ def count_new_pages():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     buffers = [torch.ones(2**21) for _ in range(20)]
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-print(*(count_new_pages() for _ in range(4)))
+print(*(count_new_pages() for _ in range(5)))
 """
 
     def new_pages(what: str) -> list[int]:
@@ -110,5 +110,5 @@ print(*(count_new_pages() for _ in range(4)))
     num_pages = 20 * 4 * 2**21 // resource.getpagesize()
     kept = new_pages("keep")
     assert kept[0] > 0.9 * num_pages
-    assert max(kept[1:]) < 0.25 * num_pages
+    assert max(kept[2:]) < 0.1 * num_pages  # the second round may still fill gaps
     assert min(new_pages("as it comes")) > 0.5 * num_pages
