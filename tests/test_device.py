@@ -108,7 +108,7 @@ print(*(count_new_pages() for _ in range(5)))
         return [int(n) for n in subprocess.run(command, capture_output=True, check=True, text=True).stdout.split()]
 
     num_pages = 20 * 4 * 2**21 // resource.getpagesize()
-    kept = new_pages("keep")
-    assert kept[0] > 0.9 * num_pages
-    assert max(kept[2:]) < 0.1 * num_pages  # the second round may still fill gaps
-    assert min(new_pages("as it comes")) > 0.5 * num_pages
+    first, *later = new_pages("keep")
+    assert first > 0.9 * num_pages
+    assert sum(later) < 0.6 * num_pages  # to fill gaps
+    assert sum(new_pages("as it comes")[1:]) > 0.9 * num_pages
