@@ -221,7 +221,6 @@ def _cache_arguments(options: TrainOptions, cache: FeatureCache) -> dict[str, An
 
 def _load_data(options: TrainOptions, cache: FeatureCache) -> _Data:
     device = choose_device(options.device)
-    keep_freed_memory()
     grid = (options.num_clips, options.spacing)
     training = WindowedPartition(cache, "train", *grid, complete=options.windows == "complete")
     validation = WindowedPartition(cache, "validation", *grid, overlap=options.overlap)
@@ -250,6 +249,7 @@ def _deterministic(device: torch.device) -> Iterator[None]:
 
 
 def _train_run(run: _Run) -> TrainSummary:
+    keep_freed_memory()  # before the first step
     training = _start(run)
     while not training.is_over(run.options):
         started_s = time.monotonic()

@@ -9,6 +9,7 @@ Layers, from the ground up; a module may import what lies below it, never what l
 """
 
 import ast
+import os
 import subprocess
 import sys
 from functools import cache
@@ -210,3 +211,21 @@ def test_heavy_libraries_wait_until_they_are_needed(program: str, absent: tuple[
     ask = f"{program}\nimport sys\nsys.exit(', '.join(name for name in {absent!r} if name in sys.modules) or 0)"
     done = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, f"{program}: {done.stderr.strip()} came along"
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, ("PASSIVE", "1000")),
+        ({"GOMP_SPINCOUNT": "5"}, ("PASSIVE", "5")),
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, ("ACTIVE", None)),
+    ],
+)
+def test_how_idle_threads_wait_is_set_unless_the_user_has_set_it(
+    given: dict[str, str], expected: tuple[str, str | None]
+) -> None:
+    names = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+    script = f"import avfuse, os; print(tuple(map(os.environ.get, {names})))"
+    environment = {name: value for name, value in os.environ.items() if name not in names} | given
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, check=True, text=True)
+    assert done.stdout.strip() == str(expected)

@@ -6,6 +6,7 @@ import transcription
 
 from avfuse import published
 from avfuse.fusion._dropout import Dropout
+from avfuse.fusion._released import LearnedStateBLSTM
 from avfuse.fusion.concat import ConcatFusion
 from avfuse.fusion.cross_attention import CrossAttention
 from avfuse.fusion.joint_cross_attention import JointCrossAttention
@@ -298,3 +299,12 @@ def test_training_drops_as_the_published_module_does():
     )
     error = drawn.std(dim=0).square().mean().sqrt() * (2 / 24) ** 0.5
     assert (own.mean(dim=0) - drawn.mean(dim=0)).square().mean().sqrt() < 1.3 * error
+
+
+def test_the_blstm_drops_between_its_layers_and_before_its_output():
+    torch.manual_seed(0)
+    blstm = LearnedStateBLSTM(6, 4, 0.5).train()
+    shapes = []
+    blstm.dropout.register_forward_hook(lambda module, given, result: shapes.append(tuple(result.shape)))
+    blstm(torch.randn(2, 3, 6), None)
+    assert shapes == [(2, 3, 4), (2, 3, 10)]

@@ -520,3 +520,11 @@ def test_damaged_summaries_and_histories_are_named(tmp_path: Path) -> None:
     (Path(first.run) / runs.HISTORY_FILE).write_text("{not json}\n")
     with pytest.raises(UsageError, match=r"history\.jsonl is damaged .*; remove .* and train it again"):
         runs.read_history(Path(first.run))
+
+
+def test_memory_is_kept_before_the_first_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    toy_cache(tmp_path)
+    events: list[str] = []
+    monkeypatch.setattr(train_module, "keep_freed_memory", lambda: events.append("kept"))
+    train(options(tmp_path, epochs=1), lambda progress: events.append("progress"))
+    assert events[0] == "kept" and "progress" in events

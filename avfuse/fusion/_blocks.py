@@ -19,7 +19,7 @@ DROPOUT = 0.5
 """Dropout of the regressor in every head, so that a comparison of heads compares fusion."""
 REGRESSOR_SIZE = 128
 MIN_STD_SHARE = 0.01
-WINDOWS_AT_ONCE = 4
+WINDOWS_AT_ONCE = 4  # of 32-bit numbers, on a CPU
 
 
 class Padding(NamedTuple):
