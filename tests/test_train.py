@@ -527,4 +527,5 @@ def test_memory_is_kept_before_the_first_step(tmp_path: Path, monkeypatch: pytes
     events: list[str] = []
     monkeypatch.setattr(train_module, "keep_freed_memory", lambda: events.append("kept"))
     train(options(tmp_path, epochs=1), lambda progress: events.append("progress"))
-    assert events[0] == "kept" and "progress" in events
+    assert events[0] == "kept"
+    assert "progress" in events
