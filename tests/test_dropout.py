@@ -10,13 +10,15 @@ from avfuse.fusion._dropout import LEAST, Dropout, draw_masks, drop_
 from avfuse.schema import UsageError
 
 CPU = torch.device("cpu")
+every_device = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 
 
+@every_device
 @pytest.mark.parametrize("dropout", [LEAST, 0.1, 0.37, 0.5, 0.6, 0.999])
-def test_share_of_what_is_dropped(dropout: float) -> None:
+def test_share_of_what_is_dropped(dropout: float, device: str) -> None:
     torch.manual_seed(0)
     num_draws, size = 40, 2**18
-    masks = torch.stack([draw_masks([size], dropout, CPU)[0] for _ in range(num_draws)])
+    masks = torch.stack([draw_masks([size], dropout, torch.device(device))[0].cpu() for _ in range(num_draws)])
     assert masks.unique().tolist() == [-1, 0]
     share = (masks == 0).double().mean().item()
     # beside the draws themselves, the rounding of 1024 columns, at most 1 / 256 apart, in each of the 40 calls
@@ -24,19 +26,22 @@ def test_share_of_what_is_dropped(dropout: float) -> None:
     assert share == pytest.approx(dropout, abs=4 * variance**0.5)
 
 
-def test_what_is_dropped_is_independent_of_its_neighbours() -> None:
+@every_device
+def test_what_is_dropped_is_independent_of_its_neighbours(device: str) -> None:
     torch.manual_seed(0)
-    first, second = (mask.view(-1, 1024).double() for mask in draw_masks([2**21, 2**21], 0.6, CPU))
+    masks = draw_masks([2**21, 2**21], 0.6, torch.device(device))
+    first, second = (mask.view(-1, 1024).double() for mask in masks)
     pairs = ((first[:, :-1], first[:, 1:]), (first[:-1], first[1:]), (first, second))
     for one, other in pairs:  # in a row, in a column, from part to part
         correlation = torch.corrcoef(torch.stack([one.flatten(), other.flatten()]))[0, 1].item()
         assert abs(correlation) < 4 / 2**10.5
 
 
-def test_the_seed_of_torch_decides() -> None:
+@every_device
+def test_the_seed_of_torch_decides(device: str) -> None:
     def draw(seed: int) -> list[list[int]]:
         torch.manual_seed(seed)
-        return [mask.tolist() for mask in draw_masks([5000, 7, 1], 0.6, CPU)]
+        return [mask.tolist() for mask in draw_masks([5000, 7, 1], 0.6, torch.device(device))]
 
     assert [len(mask) for mask in draw(0)] == [5000, 7, 1]
     assert draw(0) == draw(0) != draw(1)
@@ -50,9 +55,10 @@ def test_dropping(dtype: torch.dtype) -> None:
     assert values.tolist() == [[1.5, 0.0, 0.0], [0.0, 0.0, -3.0]]
 
 
-def test_dropout_and_its_gradient() -> None:
+@every_device
+def test_dropout_and_its_gradient(device: str) -> None:
     torch.manual_seed(0)
-    layer, values = Dropout(0.5), torch.randn(300, 50).add_(10).mT.requires_grad_()  # not contiguous
+    layer, values = Dropout(0.5), torch.randn(300, 50, device=device).add_(10).mT.requires_grad_()  # not contiguous
     dropped = layer(values)
     kept = dropped != 0
     torch.testing.assert_close(dropped, torch.where(kept, 2 * values, 0))

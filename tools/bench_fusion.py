@@ -129,10 +129,10 @@ def compare_with_published(recursions: int, inputs: tuple[Tensor, Tensor, Tensor
         slow_s, fp32_s, bf16_s = time_steps(steps, repeats)
     return (
         str(recursions),
-        f"{slow_s:.3f}",
-        f"{fp32_s:.3f}",
+        f"{slow_s:.4g}",
+        f"{fp32_s:.4g}",
         f"{fp32_s / slow_s:.2f}",
-        f"{bf16_s:.3f}",
+        f"{bf16_s:.4g}",
         f"{bf16_s / slow_s:.2f}",
         f"{difference:.1e}",
     )
@@ -148,7 +148,7 @@ def time_head(
     fp32_s, bf16_s = time_steps(steps, repeats)
     num_parameters = sum(parameter.numel() for parameter in head.parameters())
     options = ", ".join(f"{key}={value}" for key, value in arguments.items())
-    return name, options, f"{num_parameters:,}", f"{fp32_s:.3f}", f"{bf16_s:.3f}"
+    return name, options, f"{num_parameters:,}", f"{fp32_s:.4g}", f"{bf16_s:.4g}"
 
 
 def main() -> int:
