@@ -7,11 +7,13 @@ from pathlib import Path
 import av
 import numpy as np
 import numpy.typing as npt
+import pytest
 
 import avfuse  # noqa: F401  sets what must be set before any test imports torch
 
 FRAME_PX = 64
 DARK, BRIGHT = 30, 225
+every_device = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 _TICKS_HZ = 12_800  # of the video's time base, fine enough for any frame time used in a test
 
 

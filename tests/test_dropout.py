@@ -5,20 +5,17 @@ import sys
 
 import pytest
 import torch
+from conftest import every_device
 
 from avfuse.fusion._dropout import LEAST, Dropout, draw_masks, drop_
 from avfuse.schema import UsageError
 
-CPU = torch.device("cpu")
-every_device = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 
-
-@every_device
 @pytest.mark.parametrize("dropout", [LEAST, 0.1, 0.37, 0.5, 0.6, 0.999])
-def test_share_of_what_is_dropped(dropout: float, device: str) -> None:
+def test_share_of_what_is_dropped(dropout: float) -> None:
     torch.manual_seed(0)
     num_draws, size = 40, 2**18
-    masks = torch.stack([draw_masks([size], dropout, torch.device(device))[0].cpu() for _ in range(num_draws)])
+    masks = torch.stack([draw_masks([size], dropout)[0] for _ in range(num_draws)])
     assert masks.unique().tolist() == [-1, 0]
     share = (masks == 0).double().mean().item()
     # beside the draws themselves, the rounding of 1024 columns, at most 1 / 256 apart, in each of the 40 calls
@@ -26,22 +23,19 @@ def test_share_of_what_is_dropped(dropout: float, device: str) -> None:
     assert share == pytest.approx(dropout, abs=4 * variance**0.5)
 
 
-@every_device
-def test_what_is_dropped_is_independent_of_its_neighbours(device: str) -> None:
+def test_what_is_dropped_is_independent_of_its_neighbours() -> None:
     torch.manual_seed(0)
-    masks = draw_masks([2**21, 2**21], 0.6, torch.device(device))
-    first, second = (mask.view(-1, 1024).double() for mask in masks)
+    first, second = (mask.view(-1, 1024).double() for mask in draw_masks([2**21, 2**21], 0.6))
     pairs = ((first[:, :-1], first[:, 1:]), (first[:-1], first[1:]), (first, second))
     for one, other in pairs:  # in a row, in a column, from part to part
         correlation = torch.corrcoef(torch.stack([one.flatten(), other.flatten()]))[0, 1].item()
         assert abs(correlation) < 4 / 2**10.5
 
 
-@every_device
-def test_the_seed_of_torch_decides(device: str) -> None:
+def test_the_seed_of_torch_decides() -> None:
     def draw(seed: int) -> list[list[int]]:
         torch.manual_seed(seed)
-        return [mask.tolist() for mask in draw_masks([5000, 7, 1], 0.6, torch.device(device))]
+        return [mask.tolist() for mask in draw_masks([5000, 7, 1], 0.6)]
 
     assert [len(mask) for mask in draw(0)] == [5000, 7, 1]
     assert draw(0) == draw(0) != draw(1)
@@ -78,7 +72,7 @@ def test_a_child_process_draws_with_threads_of_its_own() -> None:
     script = """
 import os, torch
 from avfuse.fusion._dropout import draw_masks
-draw = lambda: draw_masks([4096] * 8, 0.5, torch.device("cpu"))
+draw = lambda: draw_masks([4096] * 8, 0.5)
 draw()
 if child := os.fork():
     os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))

@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from conftest import every_device
 
 from avfuse.fusion import FORMS, FusionHead
 from avfuse.fusion._blocks import BLSTM, AbsentFace, Inputs, Regressor, find_padding
@@ -361,13 +362,15 @@ def test_contract_seed(case):
     assert torch.equal(*traces)
 
 
+@every_device
 @every_case
-def test_contract_bfloat16(case):
-    head = make_head(case)
-    audio, video = make_inputs(head)
-    mask = torch.ones(3, 6, dtype=torch.bool)
+def test_contract_bfloat16(case, device):
+    head = make_head(case).to(device)
+    drop_nothing(head.train())  # cuDNN's LSTM has a backward pass in training mode alone
+    audio, video = (values.to(device) for values in make_inputs(head))
+    mask = torch.ones(3, 6, dtype=torch.bool, device=device)
     mask[0, 3:] = False
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast(device, dtype=torch.bfloat16):
         trace = head(audio, video.half(), mask)
     assert trace.dtype == torch.float32
     trace.sum().backward()
@@ -798,11 +801,12 @@ def test_gate_gradient():
     assert torch.autograd.gradcheck(gate, (before, after))
 
 
+@every_device
 @pytest.mark.parametrize("dropout", [0.0, 0.6])
-def test_correlation_gradient(dropout):
+def test_correlation_gradient(dropout, device):
     generator = torch.Generator().manual_seed(0)
     query, key, value = (
-        torch.randn(5, *shape, generator=generator, dtype=torch.float64).requires_grad_()
+        torch.randn(5, *shape, generator=generator, dtype=torch.float64).to(device).requires_grad_()
         for shape in ((3, 4), (4, 3), (3, 7))
     )
 
@@ -813,17 +817,19 @@ def test_correlation_gradient(dropout):
     assert torch.autograd.gradcheck(attend, (query, key, value))
 
 
-def test_correlation_drops_the_given_share_and_keeps_the_mean():
+@every_device
+def test_correlation_drops_the_given_share_and_keeps_the_mean(device):
     torch.manual_seed(0)
     # One feature that correlates perfectly: the result counts what was kept, in units of what keeps the mean.
-    query, key = torch.ones(8, 1, 512), torch.full((8, 512, 1), 20.0)
-    result = attend_through_correlation(query, key, torch.ones(8, 1, 64), 0.6)
+    query, key = torch.ones(8, 1, 512, device=device), torch.full((8, 512, 1), 20.0, device=device)
+    value = torch.ones(8, 1, 64, device=device)
+    result = attend_through_correlation(query, key, value, 0.6)
     kept = result * 0.4
     torch.testing.assert_close(kept, kept.round(), atol=1e-3, rtol=0)
     # 512 draws with p = 0.4 have a deviation of 11.1; the mean of 512 such counts one of 0.49
     assert kept.mean().item() == pytest.approx(512 * 0.4, abs=4 * 0.49)
     assert kept.std().item() == pytest.approx(11.1, rel=0.15)
-    assert not torch.equal(result, attend_through_correlation(query, key, torch.ones(8, 1, 64), 0.6))
+    assert not torch.equal(result, attend_through_correlation(query, key, value, 0.6))
 
 
 # The head that trusts -------------------------------------------------------------------------------------------------

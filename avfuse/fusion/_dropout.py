@@ -3,7 +3,7 @@
 On a CPU `bernoulli_` draws one number after the other, on one core. Here every core draws, eight bytes to a 64-bit word
 of a fast generator that torch's own seeds, and the bytes become masks of bits, all 1 or all 0, that are laid over the
 floats. A byte keeps a value if it is below 256 times the probability, which is rounded up or down at random, column by
-column: so the probability is exact.
+column: so the probability is exact. On a GPU torch's own dropout costs nothing, and is used.
 """
 
 import functools
@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from avfuse.schema import UsageError
@@ -23,23 +24,18 @@ _NUM_COLUMNS = 1024
 _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # whole numbers as wide as a float, by its bytes
 
 
-def draw_masks(sizes: Sequence[int], dropout: float, device: torch.device) -> list[Tensor]:
-    """Draw flat masks of so many values, 8 bits to a value: all 1 where it is kept, all 0 elsewhere.
+def draw_masks(sizes: Sequence[int], dropout: float) -> list[Tensor]:
+    """Draw flat masks of so many values on the CPU, 8 bits to a value: all 1 where it is kept, all 0 elsewhere.
 
     `dropout`, the probability of the latter, is from `LEAST` to below 1.
     """
     level = 256 * (1 - dropout)
-    is_raised = torch.rand(_NUM_COLUMNS, device=device) < level - math.floor(level)
+    is_raised = torch.rand(_NUM_COLUMNS) < level - math.floor(level)
     threshold = (math.floor(level) - 128 + is_raised.int()).to(torch.int8)
-    num_rows = [-(-size // _NUM_COLUMNS) for size in sizes]
-    if device.type == "cpu":
-        seeds = torch.randint(2**62, (len(sizes),)).tolist()
-        draw = functools.partial(_draw, threshold.numpy())
-        masks = [torch.from_numpy(mask) for mask in _drawing_threads().map(draw, num_rows, seeds)]
-    else:
-        words = [torch.empty(rows, _NUM_COLUMNS // 8, dtype=torch.int64, device=device) for rows in num_rows]
-        masks = [word.random_(-(2**63), None).view(torch.int8).lt_(threshold).neg_() for word in words]
-    return [mask.flatten()[:size] for mask, size in zip(masks, sizes, strict=True)]
+    seeds = torch.randint(2**62, (len(sizes),)).tolist()
+    draw = functools.partial(_draw, threshold.numpy())
+    masks = _drawing_threads().map(draw, [-(-size // _NUM_COLUMNS) for size in sizes], seeds)
+    return [torch.from_numpy(mask).flatten()[:size] for mask, size in zip(masks, sizes, strict=True)]
 
 
 def _draw(threshold: np.ndarray, num_rows: int, seed: int) -> np.ndarray:
@@ -70,7 +66,7 @@ def drop_(values: Tensor, mask: Tensor) -> Tensor:
 class _Dropped(torch.autograd.Function):
     @staticmethod
     def forward(ctx, values: Tensor, dropout: float) -> Tensor:  # type: ignore[no-untyped-def]
-        (mask,) = draw_masks([values.numel()], dropout, values.device)
+        (mask,) = draw_masks([values.numel()], dropout)
         ctx.save_for_backward(mask)
         ctx.scale = 1 / (1 - dropout)
         return drop_(values * ctx.scale, mask)
@@ -94,5 +90,7 @@ class Dropout(nn.Module):
         """Return the values, some of them 0 and the others scaled, in training; in evaluation as they are."""
         if not self.training or not self.p:
             return values
+        if values.device.type != "cpu":
+            return F.dropout(values, self.p)
         dropped: Tensor = _Dropped.apply(values.contiguous(), self.p)  # type: ignore[no-untyped-call]
         return dropped

@@ -52,8 +52,13 @@ class LearnedStateBLSTM(nn.Module):
         self.output_layer = linear(input_size + output_size, output_size)
 
     def forward(self, values_BTD: Tensor, padding: Padding | None) -> Tensor:
-        """Return (B, T, output_size), rows of length 1, zero at padding; the LSTM computes in autocast's precision."""
-        values_BTD = values_BTD.to(compute_dtype(self.initial_state))
+        """Return (B, T, output_size), rows of length 1, zero at padding.
+
+        On a CPU the LSTM computes in autocast's precision. Elsewhere in that of its weights: cuDNN has them in one
+        piece, and to cast and join them anew in every step costs more than it saves.
+        """
+        dtype = compute_dtype(self.initial_state) if values_BTD.device.type == "cpu" else self.initial_state.dtype
+        values_BTD = values_BTD.to(dtype)
         with torch.autocast(values_BTD.device.type, enabled=False):
             hidden_BTD = self._run(1, self.dropout(self._run(0, values_BTD, padding)), padding)
         output_BTD = self.output_layer(self.dropout(torch.cat([values_BTD, hidden_BTD], dim=-1)))
