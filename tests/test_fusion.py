@@ -391,11 +391,13 @@ def test_contract_gpu(case):
     expected_grads = torch.autograd.grad(expected[mask].sum(), list(head.parameters()), allow_unused=True)
     trace = head.cuda()(audio.cuda(), video.cuda(), mask.cuda())
     grads = torch.autograd.grad(trace[mask.cuda()].sum(), list(head.parameters()), allow_unused=True)
-    torch.testing.assert_close(trace.cpu()[mask], expected[mask], atol=1e-9, rtol=1e-9)
+    # torch's weight norm on a GPU takes the norm of 64-bit weights in 32 bits
+    tolerance = 1e-6 if case[0] == "leader_follower" else 1e-9
+    torch.testing.assert_close(trace.cpu()[mask], expected[mask], atol=tolerance, rtol=tolerance)
     for grad, expected_grad in zip(grads, expected_grads, strict=True):
         assert (grad is None) == (expected_grad is None)
         if grad is not None:
-            torch.testing.assert_close(grad.cpu(), expected_grad, atol=1e-9, rtol=1e-7)
+            torch.testing.assert_close(grad.cpu(), expected_grad, atol=tolerance, rtol=100 * tolerance)
 
 
 @every_case
