@@ -140,6 +140,8 @@ def train(
 ) -> list[TrainSummary]:
     """Train one run per seed; a run that is complete is left as it is, an interrupted one goes on.
 
+    From then on this process keeps the memory that it frees (`avfuse.device.keep_freed_memory`).
+
     Raises
     ------
     UsageError

@@ -68,6 +68,31 @@ def test_refused_probability(dropout: float) -> None:
         Dropout(dropout)
 
 
+def test_dropout_refuses_a_second_derivative() -> None:
+    values = torch.ones(50, requires_grad=True)
+    (grad,) = torch.autograd.grad(Dropout(0.5)(values).square().sum(), values, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        grad.sum().backward()
+
+
+def test_masks_of_a_probability_that_cannot_be_drawn_are_refused() -> None:
+    with pytest.raises(UsageError, match=r"dropout is 0\.001"):
+        draw_masks([8], 0.001)
+
+
+def test_a_thread_draws_after_the_main_thread_has_ended() -> None:
+    script = """
+import threading, torch
+from avfuse.fusion._dropout import draw_masks
+def draw():
+    threading.main_thread().join()
+    print(draw_masks([4096] * 8, 0.5)[0].unique().tolist())
+threading.Thread(target=draw).start()
+"""
+    finished = subprocess.run([sys.executable, "-c", script], timeout=60, capture_output=True, text=True, check=False)
+    assert finished.stdout == "[-1, 0]\n", finished.stderr
+
+
 def test_a_child_process_draws_with_threads_of_its_own() -> None:
     script = """
 import os, torch

@@ -2,15 +2,16 @@
 
 import inspect
 import math
+import weakref
 
 import numpy as np
 import pytest
 import torch
 from conftest import every_device
 
-from avfuse.fusion import FORMS, FusionHead
+from avfuse.fusion import FORMS, FusionHead, _correlation
 from avfuse.fusion._blocks import BLSTM, AbsentFace, Inputs, Regressor, find_padding
-from avfuse.fusion._correlation import attend_through_correlation
+from avfuse.fusion._correlation import _correlate, attend_through_correlation
 from avfuse.fusion._joint import AudioGuidedPooling, DynamicGate, JointAttention
 from avfuse.fusion.audio_only import AudioOnly
 from avfuse.fusion.concat import ConcatFusion
@@ -625,7 +626,8 @@ def slow_attention(block, rows, joint):
         for j in range(num_clips):
             correlation += np.outer(rows[i], joint[j]) * w["clip_weight"][i, j]
     correlation = np.tanh(correlation / math.sqrt(joint_size))
-    return np.array([row + np.maximum(row @ w["feature_weight"] @ correlation, 0) @ w["output_weight"] for row in rows])
+    output_weight = 0.1 * w["output_weight"]
+    return np.array([row + np.maximum(row @ w["feature_weight"] @ correlation, 0) @ output_weight for row in rows])
 
 
 def slow_regressor(block, rows):
@@ -832,6 +834,42 @@ def test_correlation_drops_the_given_share_and_keeps_the_mean(device):
     assert kept.mean().item() == pytest.approx(512 * 0.4, abs=4 * 0.49)
     assert kept.std().item() == pytest.approx(11.1, rel=0.15)
     assert not torch.equal(result, attend_through_correlation(query, key, value, 0.6))
+    assert not torch.equal(result[:4], result[4:])
+
+
+@pytest.mark.parametrize("scale", [1e-4, 1.0, 100.0])
+@pytest.mark.parametrize(("dtype", "relative", "absolute"), [(torch.float32, 2e-6, 0.0), (torch.bfloat16, 2**-8, 3e-7)])
+def test_correlation_is_as_exact_as_its_type(dtype, relative, absolute, scale):
+    """One clip, queries of 1 and one feature leave the correlation itself: tanh(key * value)."""
+    generator = torch.Generator().manual_seed(0)
+    key = (scale * torch.randn(4, 1, 1, generator=generator)).to(dtype)
+    value = torch.ones(4, 1, 8, dtype=dtype)
+    result = attend_through_correlation(torch.ones(4, 1, 1, dtype=dtype), key, value)
+    expected = (key.double() @ value.double()).tanh()
+    torch.testing.assert_close(result.double(), expected, rtol=relative, atol=absolute)
+
+
+def test_prediction_holds_no_correlation(monkeypatch):
+    held = []
+
+    def correlate(*tensors):
+        assert not any(reference() is not None for reference in held[:-1])
+        correlation = _correlate(*tensors)
+        held.append(weakref.ref(correlation))
+        return correlation
+
+    monkeypatch.setattr(_correlation, "_correlate", correlate)
+    with torch.no_grad():
+        attend_through_correlation(torch.randn(9, 2, 3), torch.randn(9, 3, 2), torch.randn(9, 2, 5))
+    assert len(held) > 3
+
+
+def test_correlation_refuses_a_second_derivative():
+    query, key, value = (torch.randn(2, *shape).requires_grad_() for shape in ((3, 4), (4, 3), (3, 7)))
+    result = attend_through_correlation(query, key, value)
+    (grad,) = torch.autograd.grad(result.square().sum(), query, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        grad.sum().backward()
 
 
 # The head that trusts -------------------------------------------------------------------------------------------------
@@ -849,7 +887,8 @@ def slow_trusted_attention(block, rows, trust, joint):
                 correlation += trust[i] * np.outer(rows[i], joint[j]) * weight
     scale = block.num_clips / max(trust.sum(), 1)
     correlation = np.tanh(scale * correlation / math.sqrt(joint_size))
-    return np.array([row + np.maximum(row @ w["feature_weight"] @ correlation, 0) @ w["output_weight"] for row in rows])
+    output_weight = 0.1 * w["output_weight"]
+    return np.array([row + np.maximum(row @ w["feature_weight"] @ correlation, 0) @ output_weight for row in rows])
 
 
 def slow_trust(block, rows):

@@ -5,8 +5,10 @@ import torch
 import transcription
 
 from avfuse import published
+from avfuse.fusion import _released
+from avfuse.fusion._correlation import attend_through_correlation
 from avfuse.fusion._dropout import Dropout
-from avfuse.fusion._released import LearnedStateBLSTM
+from avfuse.fusion._released import LearnedStateBLSTM, SharedQueryRecursion, interleaved_cells
 from avfuse.fusion.concat import ConcatFusion
 from avfuse.fusion.cross_attention import CrossAttention
 from avfuse.fusion.joint_cross_attention import JointCrossAttention
@@ -308,3 +310,47 @@ def test_the_blstm_drops_between_its_layers_and_before_its_output():
     blstm.dropout.register_forward_hook(lambda module, given, result: shapes.append(tuple(result.shape)))
     blstm(torch.randn(2, 3, 6), None)
     assert shapes == [(2, 3, 4), (2, 3, 10)]
+
+
+@pytest.mark.parametrize("mode", ["fp32", "bf16"])
+def test_the_blstm_computes_in_the_precision_of_autocast(mode):
+    blstm = LearnedStateBLSTM(6, 4, 0.5).eval()
+    types = []
+    for layer in blstm.layers:
+        layer.register_forward_hook(lambda module, given, result: types.append(result[0].dtype))
+    with torch.autocast("cpu", torch.bfloat16, enabled=mode == "bf16"):
+        output = blstm(torch.randn(2, 3, 6), None)
+    assert types == [torch.bfloat16 if mode == "bf16" else torch.float32] * 2
+    assert output.dtype == torch.float32
+    assert {parameter.dtype for parameter in blstm.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_correlation_drops_in_training(training, monkeypatch):
+    given = []
+    monkeypatch.setattr(
+        _released,
+        "attend_through_correlation",
+        lambda query, key, value, dropout: given.append(dropout) or attend_through_correlation(query, key, value),
+    )
+    SharedQueryRecursion(4, 6, 3).train(training)(torch.randn(2, 3, 4), torch.randn(2, 3, 6), None)
+    assert given == [0.6 if training else 0.0] * 2
+
+
+def test_gradients_in_single_precision_are_those_in_double():
+    """The released correlations are as small as 1e-5: an absolute error of theirs would show here."""
+    torch.manual_seed(0)
+    head = RecursiveJointAttention(TARGETS, form="released").eval()
+    audio, video = make_inputs(torch.Generator().manual_seed(0), batch=2)
+
+    def gradient(dtype):
+        head.to(dtype).zero_grad()
+        head(audio.to(dtype), video.to(dtype)).square().mean().backward()
+        return torch.cat([parameter.grad.double().flatten() for parameter in head.parameters()])
+
+    single, double = gradient(torch.float32), gradient(torch.float64)
+    assert (single - double).norm() < 1e-5 * double.norm()
+
+
+def test_cells_of_no_window():
+    assert interleaved_cells(torch.zeros(0, 6, 16, 3, 2), torch.float32).shape == (0, 6, 16)

@@ -1,9 +1,10 @@
 """Time a training step of every fusion head, and of the recursive head against the published module.
 
 A step is the forward pass in training mode, a squared error, the backward pass; no optimiser, no data loading. The
-published module is the straightforward transcription in `tests/transcription.py`. Both sides take turns, the published
-one in a process of its own, whose memory is managed as it comes; this one's is kept, as in training. With the same
-weights, their outputs are compared in evaluation mode.
+published module is the straightforward transcription in `tests/transcription.py`, always in float32. Both sides take
+turns, the published one in a process of its own, whose memory is managed as it comes; this one's is kept, as in
+training. In evaluation mode and float32, with the same weights, outputs and gradients of both are compared; the exit
+status is 1 if they differ. The weights are drawn twice as wide as they start, so that the attention counts.
 """
 
 import argparse
@@ -29,6 +30,7 @@ import transcription
 from torch import Tensor, nn
 
 TARGETS = ("valence", "arousal")
+TOLERANCE = 1e-5
 NUM_CLIPS, SIZE, MAP = 16, 512, 7
 VARIANTS = {
     "recursive_joint_attention": ({"recursions": 1}, {"recursions": 2}),
@@ -108,21 +110,36 @@ def time_steps(steps: list[Step], repeats: int) -> list[float]:
 
 
 def compare_with_published(recursions: int, inputs: tuple[Tensor, Tensor, Tensor], repeats: int) -> tuple[str, ...]:
-    """Return a row: seconds of the published module and of ours, ratios, and the largest difference of outputs."""
+    """Return a row: seconds of the published module and of ours, ratios, the largest difference of outputs, and the
+    length of the difference of all gradients as a share of theirs; ArithmeticError if one is above `TOLERANCE`.
+    """
     audio, video, target = inputs
-    slow = transcription.ReleasedModule(NUM_CLIPS, recursions).to(audio.device).eval()
+    generator = torch.Generator().manual_seed(0)
+    state = transcription.random_weights("recursive_joint_attention", generator, gain=2.0, num_blocks=recursions)
+    slow = transcription.ReleasedModule(NUM_CLIPS, recursions)
+    slow.load_state_dict(state)
+    slow.to(audio.device).eval()
     fast = registry.load("head", "recursive_joint_attention")(TARGETS, form="released", recursions=recursions)
-    state = slow.state_dict()
-    own = {name: state[published.published_name(name)] for name in fast.state_dict() if not name.startswith("inputs.")}
-    fast.load_state_dict(own, strict=False)
+    names = {name: published.published_name(name) for name, _ in fast.named_parameters()}
+    fast.load_state_dict({name: state[published_name] for name, published_name in names.items()}, strict=False)
     fast.to(audio.device).eval()
 
     def own_trace() -> Tensor:
         trace: Tensor = fast(audio, video)
         return trace
 
-    with torch.no_grad():
-        difference = (published_trace(slow, inputs) - own_trace()).abs().max().item()
+    with torch.backends.cudnn.flags(enabled=False):  # its LSTM has a backward pass in training mode alone
+        slow_trace, fast_trace = published_trace(slow, inputs), own_trace()
+        for trace in (slow_trace, fast_trace):
+            (trace - target).square().mean().backward()
+    difference = (slow_trace - fast_trace).abs().max().item()
+    slow_grads = torch.cat([slow.get_parameter(name).grad.flatten() for name in names.values()])
+    fast_grads = torch.cat([fast.get_parameter(name).grad.flatten() for name in names])
+    grad_difference = ((slow_grads - fast_grads).norm() / slow_grads.norm()).item()
+    if max(difference, grad_difference) > TOLERANCE:
+        raise ArithmeticError(
+            f"recursions={recursions}: outputs differ by {difference:.1e}, gradients by {grad_difference:.1e} of theirs"
+        )
     fast.train()
     with published_step(recursions, len(audio), audio.device) as step:
         steps = [step, *(make_step(fast, own_trace, target, bf16) for bf16 in (False, True))]
@@ -135,6 +152,7 @@ def compare_with_published(recursions: int, inputs: tuple[Tensor, Tensor, Tensor
         f"{bf16_s:.4g}",
         f"{bf16_s / slow_s:.2f}",
         f"{difference:.1e}",
+        f"{grad_difference:.1e}",
     )
 
 
@@ -151,11 +169,19 @@ def time_head(
     return name, options, f"{num_parameters:,}", f"{fp32_s:.4g}", f"{bf16_s:.4g}"
 
 
+def positive(text: str) -> int:
+    """Return the whole number that a text stands for; ValueError, as argparse wants it, if it is below 1."""
+    number = int(text)
+    if number < 1:
+        raise ValueError
+    return number
+
+
 def main() -> int:
     """Print both tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--batch-size", type=positive, default=64)
+    parser.add_argument("--repeats", type=positive, default=5)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--published-only", action="store_true", help="leave the table of all heads out")
     arguments = parser.parse_args()
@@ -164,9 +190,16 @@ def main() -> int:
     inputs = make_inputs(arguments.batch_size, device)
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     title = f"A training step: batch {arguments.batch_size}, {NUM_CLIPS} clips; {where}; torch {torch.__version__}"
-    rows = [compare_with_published(recursions, inputs, arguments.repeats) for recursions in (1, 2)]
-    columns = ("recursions", "published, s", "released form, s", "ratio", "bf16, s", "ratio", "largest difference")
-    print_table(ReportTable(title, columns, tuple(rows), ()))
+    try:
+        rows = [compare_with_published(recursions, inputs, arguments.repeats) for recursions in (1, 2)]
+    except ArithmeticError as error:
+        sys.exit(f"bench_fusion: {error}")
+    columns = ("recursions", "published, s", "released form, s", "ratio", "bf16, s", "ratio", "outputs", "gradients")
+    notes = (
+        "Both ratios are to the published module in float32.",
+        "Outputs: largest difference; gradients: difference of all as a share of them; both in float32.",
+    )
+    print_table(ReportTable(title, columns, tuple(rows), notes))
     if not arguments.published_only:
         heads = [(name, options) for name in registry.HEADS for options in VARIANTS.get(name, ({},))]
         rows = [time_head(name, options, inputs, arguments.repeats) for name, options in heads]

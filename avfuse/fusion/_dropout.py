@@ -9,13 +9,14 @@ column: so the probability is exact. On a GPU torch's own dropout costs nothing,
 import functools
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from avfuse.schema import UsageError
 
@@ -27,15 +28,26 @@ _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # whole numbers as wid
 def draw_masks(sizes: Sequence[int], dropout: float) -> list[Tensor]:
     """Draw flat masks of so many values on the CPU, 8 bits to a value: all 1 where it is kept, all 0 elsewhere.
 
-    `dropout`, the probability of the latter, is from `LEAST` to below 1.
+    `dropout`, the probability of the latter, is from `LEAST` to below 1; else UsageError.
     """
+    _check(dropout)
     level = 256 * (1 - dropout)
     is_raised = torch.rand(_NUM_COLUMNS) < level - math.floor(level)
     threshold = (math.floor(level) - 128 + is_raised.int()).to(torch.int8)
     seeds = torch.randint(2**62, (len(sizes),)).tolist()
     draw = functools.partial(_draw, threshold.numpy())
-    masks = _drawing_threads().map(draw, [-(-size // _NUM_COLUMNS) for size in sizes], seeds)
+    num_rows = [-(-size // _NUM_COLUMNS) for size in sizes]
+    masks: Iterable[np.ndarray]
+    try:
+        masks = _drawing_threads().map(draw, num_rows, seeds)
+    except RuntimeError:  # the main thread has ended: no other begins
+        masks = map(draw, num_rows, seeds)
     return [torch.from_numpy(mask).flatten()[:size] for mask, size in zip(masks, sizes, strict=True)]
+
+
+def _check(dropout: float) -> None:
+    if not LEAST <= dropout < 1:
+        raise UsageError(f"dropout is {dropout}; allowed are 0 and numbers from {LEAST} to below 1")
 
 
 def _draw(threshold: np.ndarray, num_rows: int, seed: int) -> np.ndarray:
@@ -72,6 +84,7 @@ class _Dropped(torch.autograd.Function):
         return drop_(values * ctx.scale, mask)
 
     @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator,unused-ignore]
     def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[no-untyped-def]
         (mask,) = ctx.saved_tensors
         return drop_(grad * ctx.scale, mask), None
@@ -82,8 +95,8 @@ class Dropout(nn.Module):
 
     def __init__(self, p: float) -> None:
         super().__init__()
-        if p and not LEAST <= p < 1:
-            raise UsageError(f"dropout is {p}; allowed are 0 and numbers from {LEAST} to below 1")
+        if p:
+            _check(p)
         self.p = p
 
     def forward(self, values: Tensor) -> Tensor:
@@ -92,5 +105,5 @@ class Dropout(nn.Module):
             return values
         if values.device.type != "cpu":
             return F.dropout(values, self.p)
-        dropped: Tensor = _Dropped.apply(values.contiguous(), self.p)  # type: ignore[no-untyped-call]
+        dropped: Tensor = _Dropped.apply(values, self.p)  # type: ignore[no-untyped-call]
         return dropped

@@ -13,10 +13,11 @@ from avfuse.fusion._blocks import AbsentFace, Inputs, Padding, compute_dtype, in
 from avfuse.fusion._correlation import attend_through_correlation
 from avfuse.fusion._released import interleaved_cells
 
-OUTPUT_GAIN = 0.1
-"""Scale of W_h at the start: every recursion begins close to the identity, whatever the scale of its input, as it does
-in the release (where the inputs' unit length makes it so). At full scale the second recursion of standardised features
-saturates C and nothing is learned without BLSTMs."""
+OUTPUT_SCALE = 0.1
+"""Scale of W_h over the weights that are learned: every recursion begins close to the identity, as it does in the
+release (where the inputs' unit length makes it so), and leaves it by small steps. At full scale the second recursion of
+standardised features saturates C, and nothing is learned without BLSTMs. Weights that only start small end there too,
+now and then: Adam moves them as fast as large ones."""
 GATE_TEMPERATURE = 0.1
 START_GAIN = 0.01
 """Scale of weights that start close to 0, and not at 0, where what stands before them would have no gradient."""
@@ -92,17 +93,16 @@ class JointAttention(nn.Module):
     """One recursion for one modality X, (T, D), given the joint features J = [X_a, X_v], (T, d).
 
     C = tanh(X^T W_j J / sqrt(d)) relates each feature of the modality to each joint feature over the clips of the
-    window; H = ReLU(X W_c C); the result is X + H W_h.
+    window; H = ReLU(X W_c C); the result is X + H W_h, where W_h is `OUTPUT_SCALE` times what is learned.
     """
 
     def __init__(self, size: int, joint_size: int, num_clips: int) -> None:
         super().__init__()
         self.clip_weight = nn.Parameter(torch.empty(num_clips, num_clips))  # W_j
         self.feature_weight = nn.Parameter(torch.empty(size, size))  # W_c
-        self.output_weight = nn.Parameter(torch.empty(joint_size, size))  # W_h
-        for weight in (self.clip_weight, self.feature_weight):
+        self.output_weight = nn.Parameter(torch.empty(joint_size, size))  # W_h / OUTPUT_SCALE
+        for weight in self.parameters():
             nn.init.xavier_uniform_(weight)
-        nn.init.xavier_uniform_(self.output_weight, gain=OUTPUT_GAIN)
 
     def forward(self, values_BTD: Tensor, joint_BTJ: Tensor) -> Tensor:
         """Return the attended features (B, T, D); J = A + C is the size of the joint features."""
@@ -110,7 +110,7 @@ class JointAttention(nn.Module):
         # The correlation, (D, J) per window, dwarfs all else: scale its factor instead.
         mixed_BTJ = (self.clip_weight[:num_clips, :num_clips] / joint_size**0.5) @ joint_BTJ
         attended_BTJ = attend_through_correlation(values_BTD @ self.feature_weight, values_BTD.mT, mixed_BTJ).relu()
-        return values_BTD + attended_BTJ @ self.output_weight
+        return values_BTD + OUTPUT_SCALE * (attended_BTJ @ self.output_weight)
 
 
 class JointRecursion(nn.Module):

@@ -6,6 +6,9 @@ initial state; the joint features pass a learned, biased map that both modalitie
 further tanh and ReLU, and dropout inside; features are joined in the order video, audio.
 """
 
+import math
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -31,9 +34,9 @@ def interleaved_cells(video_BTCHW: Tensor, dtype: torch.dtype) -> Tensor:
     Row r thus holds the numbers C r to C r + C - 1 of the map laid out channel by channel: all positions of a few
     channels, instead of all channels of one position.
     """
-    num_channels = video_BTCHW.shape[2]
+    num_channels, *map_size = video_BTCHW.shape[2:]
     flat_NX = unit_length(video_BTCHW.flatten(0, 1).flatten(1).to(dtype))
-    return flat_NX.view(len(flat_NX), -1, num_channels)
+    return flat_NX.view(len(flat_NX), math.prod(map_size), num_channels)
 
 
 class LearnedStateBLSTM(nn.Module):
@@ -54,25 +57,19 @@ class LearnedStateBLSTM(nn.Module):
     def forward(self, values_BTD: Tensor, padding: Padding | None) -> Tensor:
         """Return (B, T, output_size), rows of length 1, zero at padding.
 
-        On a CPU the LSTM computes in autocast's precision. Elsewhere in that of its weights: cuDNN has them in one
-        piece, and to cast and join them anew in every step costs more than it saves.
+        Autocast's precision is the LSTM's on a CPU alone: cuDNN's has its weights in one piece, and to cast and join
+        them anew in every step costs more than it saves.
         """
-        dtype = compute_dtype(self.initial_state) if values_BTD.device.type == "cpu" else self.initial_state.dtype
+        kind = values_BTD.device.type
+        dtype = compute_dtype(self.initial_state) if kind == "cpu" else self.initial_state.dtype
         values_BTD = values_BTD.to(dtype)
-        with torch.autocast(values_BTD.device.type, enabled=False):
-            hidden_BTD = self._run(1, self.dropout(self._run(0, values_BTD, padding)), padding)
+        state = self.initial_state.to(dtype)[:, None].repeat(1, len(values_BTD), 1)
+        with torch.autocast(kind, dtype, enabled=dtype != self.initial_state.dtype):
+            hidden_BTD = over_clips(partial(self.layers[0], hx=(state[0:2], state[4:6])), values_BTD, padding)
+            hidden_BTD = self.dropout(hidden_BTD)
+            hidden_BTD = over_clips(partial(self.layers[1], hx=(state[2:4], state[6:8])), hidden_BTD, padding)
         output_BTD = self.output_layer(self.dropout(torch.cat([values_BTD, hidden_BTD], dim=-1)))
         return zero_padding(unit_length(output_BTD.to(self.initial_state.dtype)), padding)
-
-    def _run(self, place: int, values_BTD: Tensor, padding: Padding | None) -> Tensor:
-        """Return the output of one layer, (B, T, D), in the precision of its input."""
-        dtype, lstm = values_BTD.dtype, self.layers[place]
-        weights = {name: weight.to(dtype) for name, weight in lstm.named_parameters()}
-        state = self.initial_state.to(dtype)[:, None].repeat(1, len(values_BTD), 1)
-        start = (state[:4][2 * place :][:2], state[4:][2 * place :][:2])
-        return over_clips(
-            lambda values: torch.func.functional_call(lstm, weights, (values, start)), values_BTD, padding
-        )
 
 
 class SharedQueryRecursion(nn.Module):

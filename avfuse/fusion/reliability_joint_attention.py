@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from avfuse.fusion import FusionHead
 from avfuse.fusion._blocks import BLSTM, DROPOUT, Padding, Regressor, linear, zero_padding
 from avfuse.fusion._correlation import attend_through_correlation
-from avfuse.fusion._joint import START_GAIN, AudioGuidedPooling
+from avfuse.fusion._joint import OUTPUT_SCALE, AudioGuidedPooling
 from avfuse.schema import UsageError
 
 TRUST_AT_START = 0.95
@@ -32,9 +32,9 @@ class ReliabilityJointAttention(FusionHead):
       trusted clips weigh as much as many.
 
     Beside that it differs from the paper's head in what lets it learn from few recordings: the pooling starts as the
-    mean of the map, every recursion as the identity; there is no J-BLSTM, and the regressor sees both modalities. W_j
-    holds a weight per distance between clips instead of one per pair of places, so a window may be of any length; clips
-    `num_clips` apart or more are not related. It has no released form.
+    mean of the map, every recursion close to the identity; there is no J-BLSTM, and the regressor sees both modalities.
+    W_j holds a weight per distance between clips instead of one per pair of places, so a window may be of any length;
+    clips `num_clips` apart or more are not related. It has no released form.
 
     Parameters
     ----------
@@ -142,9 +142,7 @@ class _TrustedAttention(nn.Module):
         self.num_clips = num_clips
         self.distance_weight = nn.Parameter(torch.randn(2 * num_clips - 1) / math.sqrt(num_clips))  # W_j
         self.feature_weight = nn.Parameter(nn.init.xavier_uniform_(torch.empty(size, size)))  # W_c
-        self.output_weight = nn.Parameter(
-            nn.init.xavier_uniform_(torch.empty(joint_size, size), gain=START_GAIN)
-        )  # W_h
+        self.output_weight = nn.Parameter(nn.init.xavier_uniform_(torch.empty(joint_size, size)))  # W_h / OUTPUT_SCALE
 
     def forward(self, values_BTD: Tensor, trust_BT1: Tensor, joint_BTJ: Tensor) -> Tensor:
         """Return the attended features (B, T, D)."""
@@ -153,7 +151,7 @@ class _TrustedAttention(nn.Module):
         attended_BTJ = attend_through_correlation(
             values_BTD @ self.feature_weight, (trust_BT1 * values_BTD).mT, mixed_BTJ
         )
-        return values_BTD + attended_BTJ.relu() @ self.output_weight
+        return values_BTD + OUTPUT_SCALE * (attended_BTJ.relu() @ self.output_weight)
 
     def _clip_weight(self, num_clips: int) -> Tensor:
         """Return W_j, (T, T): the weight of the distance between two clips, 0 beyond the largest."""
