@@ -32,6 +32,7 @@ class RecursiveJointAttention(FusionHead):
     - features are (T, D) where the paper writes (d, L): only so do its products and sizes fit together;
     - W_j is num_clips x num_clips; a window of T clips uses its leading T x T block;
     - every recursion has its own matrices, as in the authors' later code; the paper counts only W_h by recursion;
+    - W_h is a tenth of the weights that are learned, so that training leaves the identity by small steps;
     - the BLSTMs have two layers and the regressor is one of two layers per target, as in the release; dropout 0.5;
     - inputs are standardised by the training partition; the absent face's learned vector is this package's addition.
 
