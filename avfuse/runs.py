@@ -28,7 +28,7 @@ from avfuse import __version__, registry
 from avfuse.atomic import plain_values, write_atomically
 from avfuse.schema import Predictions, UsageError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 RUN_FILE = "run.json"
 HISTORY_FILE = "history.jsonl"
 PREDICTIONS_FILE = "predictions.npz"

@@ -552,6 +552,13 @@ def test_attention_gradient():
     assert torch.autograd.gradcheck(with_weights, weights)
 
 
+def test_attention_begins_close_to_the_identity():
+    torch.manual_seed(0)
+    values, joint = torch.randn(4, 16, 64), torch.randn(4, 16, 128)
+    change = JointAttention(64, 128, 16)(values, joint) - values
+    assert 0.03 < change.norm() / values.norm() < 0.3
+
+
 def test_blocks_at_padding_are_zero():
     torch.manual_seed(0)
     padding = find_padding(torch.tensor([[True, True, False], [False, False, False]]))

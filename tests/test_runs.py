@@ -135,7 +135,7 @@ def test_ccc_by_target_is_over_the_rated_frames_of_all_recordings() -> None:
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"{", b"[]", b"{}", b'{"format_version": 1}', b'"text"', b"null", b"\xff\xfe\x00", b"[" * 9]
+    "content", [b"", b"{", b"[]", b"{}", b'{"format_version": 2}', b'"text"', b"null", b"\xff\xfe\x00", b"[" * 9]
 )
 def test_damaged_record_is_refused(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "run.json").write_bytes(content)
@@ -213,7 +213,7 @@ def test_record_from_the_future_is_refused(tmp_path: Path) -> None:
     runs.write_run(tmp_path, record())
     path = tmp_path / "run.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "format_version": 99, "new": 1}))
-    with pytest.raises(UsageError, match="has format version 99; this avfuse reads 1"):
+    with pytest.raises(UsageError, match="has format version 99; this avfuse reads 2"):
         runs.read_run(tmp_path)
 
 

@@ -690,10 +690,21 @@ def random_weights(
 ) -> Weights:
     """Draw weights for a system: Xavier-uniform matrices and kernels, biases of up to 0.1, norms near one.
 
-    The draws are in float64 and rounded once, so that one seed gives the same weights in every dtype. A `gain` above
-    one widens the matrices, for a look at the tanh of the attention maps away from its straight part.
+    The draws are in float64 and rounded once, so that one seed gives the same weights in every dtype. `gain` widens
+    the matrices. `saturate` widens those of keys and queries alone, for a look at the tanh of the attention maps away
+    from its straight part, which inputs of unit length hardly leave.
     """
     return {name: _draw(name, shape, generator, gain).to(dtype) for name, shape in shapes_of(system, **sizes).items()}
+
+
+def saturate(weights: Weights) -> Weights:
+    """Return the weights of a recursive system with correlations of about 0.1 to 0.8 at `gain` 2."""
+    return {
+        name: 12 * weight
+        if name.endswith(("query_linear.weight", "key1_linear.weight", "key2_linear.weight"))
+        else weight
+        for name, weight in weights.items()
+    }
 
 
 def _draw(name: str, shape: tuple[int, ...], generator: torch.Generator, gain: float) -> Tensor:

@@ -3,8 +3,8 @@
 A step is the forward pass in training mode, a squared error, the backward pass; no optimiser, no data loading. The
 published module is the straightforward transcription in `tests/transcription.py`, always in float32. Both sides take
 turns, the published one in a process of its own, whose memory is managed as it comes; this one's is kept, as in
-training. In evaluation mode and float32, with the same weights, outputs and gradients of both are compared; the exit
-status is 1 if they differ. The weights are drawn twice as wide as they start, so that the attention counts.
+training. Before that, in evaluation mode and float32, outputs and gradients of both are compared with the same weights,
+drawn so wide that the attention counts; the exit status is 1 if they differ.
 """
 
 import argparse
@@ -30,7 +30,7 @@ import transcription
 from torch import Tensor, nn
 
 TARGETS = ("valence", "arousal")
-TOLERANCE = 1e-5
+TOLERANCE, GRAD_TOLERANCE = 1e-5, 1e-4
 NUM_CLIPS, SIZE, MAP = 16, 512, 7
 VARIANTS = {
     "recursive_joint_attention": ({"recursions": 1}, {"recursions": 2}),
@@ -111,11 +111,12 @@ def time_steps(steps: list[Step], repeats: int) -> list[float]:
 
 def compare_with_published(recursions: int, inputs: tuple[Tensor, Tensor, Tensor], repeats: int) -> tuple[str, ...]:
     """Return a row: seconds of the published module and of ours, ratios, the largest difference of outputs, and the
-    length of the difference of all gradients as a share of theirs; ArithmeticError if one is above `TOLERANCE`.
+    length of the difference of all gradients as a share of theirs; ArithmeticError if they are above the tolerances.
     """
     audio, video, target = inputs
     generator = torch.Generator().manual_seed(0)
     state = transcription.random_weights("recursive_joint_attention", generator, gain=2.0, num_blocks=recursions)
+    state = transcription.saturate(state)
     slow = transcription.ReleasedModule(NUM_CLIPS, recursions)
     slow.load_state_dict(state)
     slow.to(audio.device).eval()
@@ -136,7 +137,7 @@ def compare_with_published(recursions: int, inputs: tuple[Tensor, Tensor, Tensor
     slow_grads = torch.cat([slow.get_parameter(name).grad.flatten() for name in names.values()])
     fast_grads = torch.cat([fast.get_parameter(name).grad.flatten() for name in names])
     grad_difference = ((slow_grads - fast_grads).norm() / slow_grads.norm()).item()
-    if max(difference, grad_difference) > TOLERANCE:
+    if not (difference <= TOLERANCE and grad_difference <= GRAD_TOLERANCE):  # nor if one is not a number
         raise ArithmeticError(
             f"recursions={recursions}: outputs differ by {difference:.1e}, gradients by {grad_difference:.1e} of theirs"
         )

@@ -35,7 +35,6 @@ class _Correlation(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, query_BTD: Tensor, key_BDT: Tensor, value_BTJ: Tensor, dropout: float) -> Tensor:
-        ctx.scale = 1 / (1 - dropout)
         result_BTJ = torch.empty_like(value_BTJ)
         parts = list(_in_parts(query_BTD, key_BDT, value_BTJ, result_BTJ))
         sizes = [len(key) * key.shape[1] * value.shape[2] for _, key, value, _ in parts]
@@ -49,7 +48,7 @@ class _Correlation(torch.autograd.Function):
             if any(ctx.needs_input_grad):  # prediction holds none
                 correlations.append(correlation)
         ctx.save_for_backward(query_BTD, key_BDT, value_BTJ, *correlations, *masks)
-        ctx.num_parts = len(correlations)
+        ctx.num_parts, ctx.scale = len(correlations), 1 / (1 - dropout)
         return result_BTJ.mul_(ctx.scale)
 
     @staticmethod

@@ -69,7 +69,7 @@ if hasattr(os, "register_at_fork"):  # a child process has none of its parent's 
 
 
 def drop_(values: Tensor, mask: Tensor) -> Tensor:
-    """Set contiguous values to zero, in place, where their mask has no bits; what is kept is not scaled."""
+    """Set values to zero, in place, where their mask has no bits; what is kept is not scaled."""
     bits = _BITS[values.element_size()]
     values.view(bits).bitwise_and_(mask.view(values.shape).to(bits))
     return values
