@@ -79,7 +79,7 @@ def _correlate(key_BDT: Tensor, value_BTJ: Tensor) -> Tensor:
 
     Of 16-bit numbers it is computed as 2 sigmoid(2 key @ value) - 1 in 32 bits, which PyTorch does six times faster.
     The error is that of 1 then, 1e-7, and not of the result: less than the rounding to 16 bits where a result is above
-    6e-5, and no more than the rounding of all else costs the gradients.
+    6e-5, more below.
     """
     if key_BDT.element_size() > 2:
         return torch.bmm(key_BDT, value_BTJ).tanh_()
