@@ -137,7 +137,10 @@ def read_run(run: Path) -> RunRecord:
         values = json.loads(path.read_text(encoding="utf-8"))
         version = values["format_version"]
         if version != FORMAT_VERSION:
-            raise UsageError(f"{path} has format version {version}; this avfuse reads {FORMAT_VERSION}")
+            raise UsageError(
+                f"{path} has format version {version}; this avfuse reads {FORMAT_VERSION}: "
+                "make the run again with this one, or read it with the one that made it"
+            )
         return RunRecord(**{**values, "targets": tuple(values["targets"])})
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise UsageError(f"{path} is not a run record ({error}); remove {run} and train it again") from error

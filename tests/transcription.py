@@ -699,12 +699,8 @@ def random_weights(
 
 def saturate(weights: Weights) -> Weights:
     """Return the weights of a recursive system with correlations of about 0.1 to 0.8 at `gain` 2."""
-    return {
-        name: 12 * weight
-        if name.endswith(("query_linear.weight", "key1_linear.weight", "key2_linear.weight"))
-        else weight
-        for name, weight in weights.items()
-    }
+    wide = ("query_linear.weight", "key1_linear.weight", "key2_linear.weight")
+    return {name: 12 * weight if name.endswith(wide) else weight for name, weight in weights.items()}
 
 
 def _draw(name: str, shape: tuple[int, ...], generator: torch.Generator, gain: float) -> Tensor:

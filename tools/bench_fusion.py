@@ -110,8 +110,11 @@ def time_steps(steps: list[Step], repeats: int) -> list[float]:
     return [statistics.median(spent) for spent in times]
 
 
-def make_pair(recursions: int, state: transcription.Weights) -> tuple[nn.Module, nn.Module, dict[str, str]]:
+def make_pair(recursions: int, saturated: bool = False) -> tuple[nn.Module, nn.Module, dict[str, str]]:
     """Return the published module and the released form with the same weights, and {name in ours: published name}."""
+    generator = torch.Generator().manual_seed(0)
+    state = transcription.random_weights("recursive_joint_attention", generator, gain=2.0, num_blocks=recursions)
+    state = transcription.saturate(state) if saturated else state
     slow = transcription.ReleasedModule(NUM_CLIPS, recursions)
     slow.load_state_dict(state)
     fast = registry.load("head", "recursive_joint_attention")(TARGETS, form="released", recursions=recursions)
@@ -123,23 +126,18 @@ def make_pair(recursions: int, state: transcription.Weights) -> tuple[nn.Module,
 def compare_outputs(recursions: int, batch_size: int, device: str) -> float:
     """Return the largest difference of outputs in 32 bits."""
     audio, video, _ = inputs = make_inputs(batch_size, torch.device(device))
-    generator = torch.Generator().manual_seed(0)
-    state = transcription.random_weights("recursive_joint_attention", generator, gain=2.0, num_blocks=recursions)
-    slow, fast, _ = make_pair(recursions, state)
+    slow, fast, _ = make_pair(recursions)
     with torch.no_grad():
-        difference: float = (
-            (published_trace(slow.to(device), inputs) - fast.to(device)(audio, video)).abs().max().item()
-        )
-    return difference
+        differences_BTE = published_trace(slow.to(device), inputs) - fast.to(device)(audio, video)
+    largest: float = differences_BTE.abs().max().item()
+    return largest
 
 
 def compare_gradients(recursions: int) -> float:
     """Return the largest relative difference of a parameter's gradient, in 64 bits on a CPU: two windows, and weights
     with which the correlations reach the bend of tanh, where a ReLU that rounding switches over would hide the rest.
     """
-    generator = torch.Generator().manual_seed(0)
-    state = transcription.random_weights("recursive_joint_attention", generator, gain=2.0, num_blocks=recursions)
-    slow, fast, names = make_pair(recursions, transcription.saturate(state))
+    slow, fast, names = make_pair(recursions, saturated=True)
     audio, video, target = inputs = tuple(values.double() for values in make_inputs(2, torch.device("cpu")))
     for trace in (published_trace(slow.double(), inputs), fast.double()(audio, video)):
         (trace - target).square().mean().backward()
@@ -158,9 +156,7 @@ def compare_with_published(recursions: int, inputs: tuple[Tensor, Tensor, Tensor
     """
     audio, video, target = inputs
     where = len(audio), str(audio.device)
-    with ProcessPoolExecutor(
-        1, multiprocessing.get_context("spawn")
-    ) as comparing:  # and leave no traces in memory here
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as comparing:  # leaves no traces in memory here
         outputs = comparing.submit(compare_outputs, recursions, *where).result()
         gradients = comparing.submit(compare_gradients, recursions).result()
     if not (outputs <= TOLERANCE and gradients <= GRAD_TOLERANCE):  # nor if one is not a number
@@ -196,19 +192,18 @@ def time_head(
 
 
 def positive(text: str) -> int:
-    """Return the whole number that a text stands for; ValueError, as argparse wants it, if it is below 1."""
-    number = int(text)
-    if number < 1:
-        raise ValueError
-    return number
+    """Return the whole number that a text stands for; ArgumentTypeError if it stands for none from 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is given; allowed are whole numbers from 1")
+    return int(text)
 
 
 def main() -> int:
     """Print both tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--batch-size", type=positive, default=64)
-    parser.add_argument("--repeats", type=positive, default=5)
-    parser.add_argument("--device", default="auto")
+    parser.add_argument("--batch-size", type=positive, default=64, help="windows per step (64)")
+    parser.add_argument("--repeats", type=positive, default=5, help="timed steps of each kind, after a first (5)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (auto)")
     parser.add_argument("--published-only", action="store_true", help="leave the table of all heads out")
     arguments = parser.parse_args()
     device = choose_device(arguments.device)
