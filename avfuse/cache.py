@@ -14,7 +14,8 @@ A store is one Zarr 3 hierarchy::
                        /frame_time_s   (F,)         float64   presentation time of each frame in seconds
                        /frame_target   (F, E)       float32   rating of each frame, NaN where unrated
                        /frame_face     (F,)         bool      whether the face is known in each frame
-                       /frame_face_probability  (F,) float32  the detector's probability, 0 without a face
+                       /frame_face_probability  (F,) float32  the detector's probability, 1 for an
+                                                           aligned image of the corpus, 0 without a face
       failures/<name>/zarr.json        attributes: reason and message of a recording that could not be used
 
 Arrays are uncompressed little-endian bytes with a CRC-32C behind every chunk, so that a chunk file is its array's
@@ -106,7 +107,10 @@ class FeatureCache:
             raise UsageError(f"{path} is not a feature store of avfuse; make one with: avfuse extract")
         version = attributes["spec"].get("format_version")
         if version != FORMAT_VERSION:
-            raise UsageError(f"{path} has format version {version}; this avfuse reads {FORMAT_VERSION}")
+            raise UsageError(
+                f"{path} has format version {version}; this avfuse reads {FORMAT_VERSION}: remove it, and make its "
+                "features again with: avfuse extract"
+            )
         spec = CacheSpec.from_json(attributes["spec"])
         if spec.fingerprint != attributes["fingerprint"]:
             raise UsageError(f"{path}: its settings were altered after it was made; extract the features again")

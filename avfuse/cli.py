@@ -1,8 +1,8 @@
 """The door: commands, what they show, and exit codes.
 
-Exit codes: 0 done, 1 the machine failed, 2 wrong usage, 3 done but some recordings could not be used, 130 interrupted,
-143 terminated. Results go to standard output, progress and messages to standard error; ``--json`` gives one object on
-standard output instead of tables.
+Exit codes: 0 done, 1 the machine failed, 2 wrong usage, 3 done but some recordings could not be used, 4 an audit found
+problems, 130 interrupted, 143 terminated. Results go to standard output, progress and messages to standard error;
+``--json`` gives one object on standard output instead of tables.
 """
 
 from __future__ import annotations
@@ -22,11 +22,19 @@ from typing import Any, NoReturn
 import click
 
 from avfuse import __version__, registry
-from avfuse.options import DemoOptions, ExtractOptions, ImportOptions, ReportOptions, TrainOptions
+from avfuse.options import (
+    AuditOptions,
+    DemoOptions,
+    ExtractOptions,
+    ImportOptions,
+    PredictOptions,
+    ReportOptions,
+    TrainOptions,
+)
 from avfuse.schema import ReportTable, UsageError
 from avfuse.terminal import print_json, print_table, set_up_logging, show_progress
 
-EXIT_MACHINE, EXIT_USAGE, EXIT_FAILURES = 1, 2, 3
+EXIT_MACHINE, EXIT_USAGE, EXIT_FAILURES, EXIT_PROBLEMS = 1, 2, 3, 4
 _BY_SIGNAL = (128 + signal.SIGINT, 128 + signal.SIGTERM)
 
 
@@ -123,6 +131,42 @@ def demo(as_json: bool, **knobs: Any) -> None:
 
 
 @cli.command()
+@knobs_of(AuditOptions)
+@_as_json
+@click.pass_context
+def audit(context: click.Context, /, as_json: bool, **knobs: Any) -> None:
+    """Look for what would corrupt training in the corpus at ROOT: files, clocks, ratings, partitions.
+
+    Every recording is decoded and every annotation read; nothing is written. Problems are listed by recording, file and
+    line, and the exit code is then 4. Remarks are what avfuse handles by itself: they are counted, and listed with
+    avfuse -v audit, --format or --json.
+    """
+    from avfuse.audit import AuditProgress, tabulate
+    from avfuse.audit import audit as run
+
+    options = AuditOptions(**knobs)
+    if as_json and (options.format or options.out):
+        raise UsageError("--json prints one object; give it without --format and --out, or give --format json")
+    _check_out(options.out)
+    with show_progress("audit") as show:
+
+        def on_progress(progress: AuditProgress) -> None:
+            note = f"{progress.num_done}/{progress.num_recordings} recordings, {progress.num_problems} problems"
+            finished = progress.num_done == progress.num_recordings
+            show(progress.num_done, progress.num_recordings, note, finished)
+
+        summary = run(options, on_progress)
+    if as_json:
+        print_json(summary)
+    else:
+        is_file = bool(options.format or options.out)
+        table = tabulate(summary, with_remarks=is_file or context.find_root().params["verbose"])
+        _write_table(table, options.format, options.out)
+    if summary.num_problems:
+        raise SystemExit(EXIT_PROBLEMS)
+
+
+@cli.command()
 @knobs_of(ExtractOptions)
 @_as_json
 def extract(as_json: bool, **knobs: Any) -> None:
@@ -198,6 +242,31 @@ def fuse_train(as_json: bool, **knobs: Any) -> None:
 
 
 @cli.command()
+@knobs_of(PredictOptions)
+@_as_json
+def predict(as_json: bool, **knobs: Any) -> None:
+    """Predict every frame of a cache's partition with trained heads, as a table or as an ABAW submission.
+
+    RUN is a run or a folder of runs; the predictions of several are averaged.
+    """
+    from avfuse.predict import predict as run
+
+    with show_progress("predict") as show:
+        summary = run(PredictOptions(**knobs), lambda done, total: show(done, total, f"{done}/{total} runs", True))
+    if as_json:
+        print_json(summary)
+        return
+    rows = [
+        ("runs averaged", f"{summary.num_runs}"),
+        (f"recordings ({summary.partition})", f"{summary.num_recordings}"),
+        ("frames", f"{summary.num_frames:,}"),
+        ("rows of the table", f"{summary.num_csv_rows:,}"),
+        ("rows of the submission", f"{summary.num_submission_rows:,}"),
+    ]
+    print_table(ReportTable("", ("predict", ""), tuple(rows), ()))
+
+
+@cli.command()
 @knobs_of(ReportOptions)
 def report(**knobs: Any) -> None:
     """Tabulate the CCC of runs: one row per head and options, mean and standard deviation over seeds.
@@ -207,18 +276,8 @@ def report(**knobs: Any) -> None:
     from avfuse.report import report as run
 
     options = ReportOptions(**knobs)
-    if options.out is not None and options.out.parent != Path() and not options.out.parent.is_dir():
-        raise UsageError(f"--out {options.out}: the folder {options.out.parent} does not exist")
-    table = run(options)
-    if options.format is None and options.out is None:
-        print_table(table)
-        return
-    text = registry.load("format", options.format or "markdown")(table)
-    if options.out is None:
-        click.echo(text, nl=False)
-    else:
-        options.out.write_text(text, encoding="utf-8")
-        click.echo(f"wrote {options.out}", err=True)
+    _check_out(options.out)
+    _write_table(run(options), options.format, options.out)
 
 
 @cli.group()
@@ -284,6 +343,25 @@ def main() -> NoReturn:
         sys.exit(EXIT_MACHINE)
 
 
+def _check_out(out: Path | None) -> None:
+    """Refuse a file that cannot be written before any work is done."""
+    if out is not None and not out.parent.is_dir():
+        raise UsageError(f"--out {out}: the folder {out.parent} does not exist")
+
+
+def _write_table(table: ReportTable, format: str | None, out: Path | None) -> None:
+    """Show a table on the terminal, print it in a format, or write it to a file, as Markdown by default."""
+    if format is None and out is None:
+        print_table(table)
+        return
+    text = registry.load("format", format or "markdown")(table)
+    if out is None:
+        click.echo(text, nl=False)
+    else:
+        out.write_text(text, encoding="utf-8")
+        click.echo(f"wrote {out}", err=True)
+
+
 def _leave(number: int, frame: types.FrameType | None) -> NoReturn:
     signal.signal(number, signal.SIG_IGN)
     raise SystemExit(128 + number)
@@ -293,12 +371,19 @@ def _say_error(message: str) -> None:
     click.echo(f"{click.style('Error:', fg='red', bold=True)} {message}", err=True)
 
 
+def _uneven(summary: Any) -> str:
+    """Say in how many recordings annotation rows and frames did not meet, and what became of the rest."""
+    rest = f"{summary.num_rows_dropped:,} rows dropped, {summary.num_frames_without_row:,} frames unrated"
+    return f"{summary.num_uneven} recordings" + (f" ({rest})" if summary.num_uneven else "")
+
+
 def _print_extract(summary: Any) -> None:
     rows = [
         ("recordings", f"{summary.num_recordings}"),
         ("extracted now", f"{summary.num_extracted}"),
         ("there before", f"{summary.num_present}"),
         ("failed", f"{len(summary.failures)}"),
+        ("rows other than frames", _uneven(summary)),
         ("clips encoded", f"{summary.num_clips:,} ({summary.num_clips / max(summary.elapsed_s, 1e-9):.1f}/s)"),
         ("frames with a face", "-" if math.isnan(summary.face_share) else f"{100 * summary.face_share:.1f} %"),
         ("time", f"{summary.elapsed_s:.0f} s"),

@@ -9,6 +9,7 @@ cuts windows side by side at a hop of 1, and trains on those alone that are full
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -20,7 +21,10 @@ from torch.nn.utils.rnn import pad_sequence
 
 from avfuse.cache import CachedRecording, FeatureCache
 from avfuse.fusion import FusionHead
+from avfuse.partitions import fold_by_subject
 from avfuse.schema import Batch, Predictions, UsageError
+
+log = logging.getLogger(__name__)
 
 
 def tile(num_clips: int, length: int, overlap: int) -> list[range]:
@@ -78,6 +82,9 @@ class WindowedPartition:
     complete : bool
         Keep only the windows of T clips that all have a label, as the released code trains. The label of a clip is
         then the last rating of all targets among the frames that the clip spans, not only the one at its end.
+    fold : (int, int), optional
+        Number (from 0) and count of the fold that is the validation partition, where the subjects of the training and
+        the validation partition are spread over so many folds; the others are the training partition.
 
     Raises
     ------
@@ -95,11 +102,13 @@ class WindowedPartition:
         *,
         overlap: int = 0,
         complete: bool = False,
+        fold: tuple[int, int] | None = None,
     ) -> None:
         hop = int(cache.spec.clip["hop"])
         if spacing % hop:
             raise UsageError(f"--spacing {spacing} is not a multiple of {hop}, the hop of {cache.path}")
-        self.recordings: list[CachedRecording] = cache.recordings(partition)
+        self.partition = partition
+        self.recordings = cache.recordings(partition) if fold is None else _of_fold(cache, partition, *fold)
         if not self.recordings:
             raise UsageError(
                 f"{cache.path} holds no recording of the {partition} partition; "
@@ -186,7 +195,7 @@ class WindowedPartition:
             window = self.windows[place]
             traces[window.recording].append((window.clips, trace_TE))
         return [
-            _onto_frames(item, self.targets, _average(item.num_clips, len(self.targets), windows))
+            _onto_frames(item, self.partition, self.targets, _average(item.num_clips, len(self.targets), windows))
             for item, windows in zip(self.recordings, traces, strict=True)
         ]
 
@@ -275,8 +284,31 @@ def _last_label(recording: CachedRecording, span: int) -> npt.NDArray[np.float32
     return np.where(has_label_N[:, None], frame_target_FE[last_N], np.float32(np.nan))
 
 
+def _of_fold(cache: FeatureCache, partition: str, index: int, num_folds: int) -> list[CachedRecording]:
+    """Return the recordings of a fold, or of all the others for the training partition."""
+    rated = [item for item in cache.recordings() if item.source.partition in ("train", "validation")]
+    fold_of_item = fold_by_subject([item.source.subject for item in rated], num_folds)
+    is_held_out = partition == "validation"
+    return [item for item, fold in zip(rated, fold_of_item, strict=True) if (fold == index) == is_held_out]
+
+
+def warn_of_leaks(training: WindowedPartition, validation: WindowedPartition) -> None:
+    """Say in the log which subjects, or files, are both trained on and validated: such scores are too good."""
+    for what in ("subject", "sha256"):
+        known = {getattr(item.source, what) for item in training.recordings}
+        shared = [item for item in validation.recordings if getattr(item.source, what) in known]
+        if shared:
+            kind = "subjects" if what == "subject" else "files"
+            log.warning(
+                "%d recordings are validated whose %s are trained on, such as %s: scores are too good",
+                len(shared),
+                kind,
+                shared[0].name,
+            )
+
+
 def _onto_frames(
-    recording: CachedRecording, targets: tuple[str, ...], trace_NE: npt.NDArray[np.float32]
+    recording: CachedRecording, partition: str, targets: tuple[str, ...], trace_NE: npt.NDArray[np.float32]
 ) -> Predictions:
     """Interpolate clip predictions linearly onto the frames; the first and the last clip's hold to the ends."""
     frame_time_s = recording.array("frame_time_s")
@@ -286,7 +318,7 @@ def _onto_frames(
     return Predictions(
         recording=recording.name,
         subject=source.subject,
-        partition=source.partition,
+        partition=partition,
         targets=targets,
         time_s=frame_time_s,
         prediction_FE=np.stack(columns, axis=1).astype(np.float32),

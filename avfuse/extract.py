@@ -1,14 +1,15 @@
 """Stage 1: every recording of a corpus to features, once.
 
-Per recording: lay the clips on the clock, decode, follow the face, encode batches of clips with the sound under them,
-and commit the result to the cache. A recording that cannot be used is kept with its reason, and the others go on.
+Per recording: lay the clips on the clock, decode and follow the face or read its aligned images, encode batches of
+clips with the sound under them, and commit the result to the cache. A recording that cannot be used is kept with its
+reason, and the others go on. Partitions that share a subject or a file are refused before anything is made.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -18,19 +19,20 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from avfuse import media, registry
+from avfuse import media, partitions, registry
 from avfuse.cache import FeatureCache, RecordingWriter
 from avfuse.corpora import Corpus
 from avfuse.device import choose_device, choose_precision
 from avfuse.encoders import Encoder
-from avfuse.faces import CROP_PX, TEMPLATE_PX, FaceDetector, FaceTrack
-from avfuse.options import ExtractOptions, cache_home, parse_assignments
-from avfuse.schema import Failure, Recording, RecordingError, UsageError
-from avfuse.spec import CacheSpec, Source
+from avfuse.faces import CROP_PX, CROPPED, CroppedFaces, FaceDetector, Faces, FaceTrack
+from avfuse.options import FACES, ExtractOptions, cache_home, parse_assignments
+from avfuse.schema import Failure, Recording, RecordingError, RowCount, UsageError
+from avfuse.spec import CacheSpec, FileDigests, Source, list_crops
 
 log = logging.getLogger(__name__)
 
 PIPELINE_VERSION = 1  # to be raised whenever the same settings give other features
+MAX_LEAKS_NAMED = 3
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,10 @@ class ExtractSummary:
         Clips encoded now.
     face_share : float
         Share of the frames of those clips that show a face; NaN when none were encoded.
+    num_uneven : int
+        Recordings extracted now whose annotation rows and frames differ, beyond what is refused.
+    num_rows_dropped, num_frames_without_row : int
+        Their annotation rows that rate no frame, and their frames that no row rates.
     failures : tuple of Failure
     elapsed_s : float
     """
@@ -71,6 +77,9 @@ class ExtractSummary:
     num_present: int
     num_clips: int
     face_share: float
+    num_uneven: int
+    num_rows_dropped: int
+    num_frames_without_row: int
     failures: tuple[Failure, ...]
     elapsed_s: float
 
@@ -80,12 +89,22 @@ class _Tools:
     """What every recording needs, made once."""
 
     corpus: Corpus
+    recordings: list[Recording]
+    digest: FileDigests
     cache: FeatureCache
-    detector: FaceDetector
+    detector: FaceDetector | None  # None where faces come from aligned images
     video: Encoder
     audio: Encoder
     device: torch.device
     options: ExtractOptions
+
+
+@dataclass(frozen=True)
+class _Extracted:
+    """What came of one recording: the share of each clip's frames that show the face, and how its rows met frames."""
+
+    face_share_N: npt.NDArray[np.float32]
+    rows: RowCount | None
 
 
 def extract(
@@ -96,26 +115,26 @@ def extract(
     Raises
     ------
     UsageError
-        If the corpus, the weights or the cache cannot be used; no video has been opened then.
+        If the corpus, its partitions, the weights or the cache cannot be used; no video has been decoded then.
     """
     started_s = time.monotonic()
     tools = _prepare(options)
-    recordings = tools.corpus.recordings()
-    _refuse_strangers(tools.cache, recordings)
-    done = ExtractProgress(0, len(recordings), 0, 0, "", 0.0)
-    num_present, failures, face_shares = 0, [], []
-    for recording in recordings:
+    _refuse_strangers(tools.cache, tools.recordings)
+    done = ExtractProgress(0, len(tools.recordings), 0, 0, "", 0.0)
+    num_present = 0
+    failures: list[Failure] = []
+    extracted: list[_Extracted] = []
+    for recording in tools.recordings:
         done = replace(done, recording=recording.name)
         on_progress(done)
         source = None
         try:
-            source = Source.of(recording, options.root)
+            source = Source.of(recording, options.root, tools.digest, with_crops=tools.detector is None)
             if tools.cache.holds(recording.name, source):
                 num_present += 1
             else:
-                share_N = _extract_recording(recording, source, tools, _relative(on_progress, done))
-                done = replace(done, num_clips=done.num_clips + len(share_N))
-                face_shares.append(share_N)
+                extracted.append(_extract_recording(recording, source, tools, _relative(on_progress, done)))
+                done = replace(done, num_clips=done.num_clips + len(extracted[-1].face_share_N))
             tools.cache.clear_failure(recording.name)
         except OSError:  # the cache cannot be written to: no later recording could be kept either
             raise
@@ -126,16 +145,27 @@ def extract(
             tools.cache.record_failure(failures[-1])
         done = replace(done, num_done=done.num_done + 1, num_failed=len(failures))
         on_progress(done)
+    return _summarise(tools, extracted, num_present, failures, time.monotonic() - started_s)
+
+
+def _summarise(
+    tools: _Tools, extracted: Sequence[_Extracted], num_present: int, failures: Sequence[Failure], elapsed_s: float
+) -> ExtractSummary:
+    share_N = np.concatenate([item.face_share_N for item in extracted]) if extracted else np.zeros(0, np.float32)
+    uneven = [item.rows for item in extracted if item.rows is not None and _is_uneven(item.rows)]
     return ExtractSummary(
         store=tools.cache.path,
         fingerprint=tools.cache.spec.fingerprint,
-        num_recordings=len(recordings),
-        num_extracted=len(face_shares),
+        num_recordings=len(tools.recordings),
+        num_extracted=len(extracted),
         num_present=num_present,
-        num_clips=done.num_clips,
-        face_share=float(np.concatenate(face_shares).mean()) if face_shares else float("nan"),
+        num_clips=len(share_N),
+        face_share=float(share_N.mean()) if len(share_N) else float("nan"),
+        num_uneven=len(uneven),
+        num_rows_dropped=sum(rows.num_dropped for rows in uneven),
+        num_frames_without_row=sum(rows.num_without for rows in uneven),
         failures=tuple(failures),
-        elapsed_s=time.monotonic() - started_s,
+        elapsed_s=elapsed_s,
     )
 
 
@@ -148,27 +178,27 @@ def _relative(on_progress: Callable[[ExtractProgress], None], before: ExtractPro
 
 def _prepare(options: ExtractOptions) -> _Tools:
     """Build everything that can be refused, in the order of what it costs the user to be refused late."""
-    corpus: Corpus = registry.load("corpus", options.corpus)(options.root)
+    corpus, recordings = _open_corpus(options)
+    digest = FileDigests()
+    _refuse_leaks(recordings, digest, options.allow_leaks)
     device = choose_device(options.device)
     video = _encoder("video", options.video_encoder, options.video_weights, options.video_option, options)
     audio = _encoder("audio", options.audio_encoder, options.audio_weights, options.audio_option, options)
     precision = choose_precision(options.precision, device)
     for encoder in (video, audio):
         encoder.place(device, precision)
-    detector = FaceDetector(options.min_face_px, device)
+    detector = FaceDetector(options.min_face_px, device) if options.faces == "detect" else None
     spec = CacheSpec(
         dataset=options.dataset or options.root.resolve().name,
         corpus=options.corpus,
         targets=corpus.targets,
         decoder=media.library_versions(),
-        detector={**detector.fingerprint, "detect_every": options.detect_every},
+        detector=CROPPED if detector is None else {**detector.fingerprint, "detect_every": options.detect_every},
         clip={
             "pipeline": PIPELINE_VERSION,
             "frames": media.CLIP_FRAMES,
             "dilation": media.CLIP_DILATION,
             "hop": options.hop,
-            "crop_px": CROP_PX,
-            "template_px": [list(point) for point in TEMPLATE_PX],
             "sound_intervals": media.SOUND_INTERVALS,
             "sample_rate_hz": media.SAMPLE_RATE_HZ,
         },
@@ -178,10 +208,43 @@ def _prepare(options: ExtractOptions) -> _Tools:
         libraries={name: version(name) for name in ("torch", "torchvision", "torchaudio")},
         video_shape=video.feature_shape,
         audio_shape=audio.feature_shape,
+        ranges=corpus.ranges,
     )
     provenance = {"video": video.provenance, "audio": audio.provenance, "avfuse": version("avfuse")}
     cache = FeatureCache.create(cache_home(options.cache), spec, provenance)
-    return _Tools(corpus, cache, detector, video, audio, device, options)
+    return _Tools(corpus, recordings, digest, cache, detector, video, audio, device, options)
+
+
+def _open_corpus(options: ExtractOptions) -> tuple[Corpus, list[Recording]]:
+    """Return the corpus with the arguments that the user gives it, and its recordings."""
+    if options.faces not in FACES:
+        raise UsageError(f"unknown faces '{options.faces}'; known: {', '.join(FACES)}")
+    arguments = registry.check_arguments(
+        "corpus", options.corpus, parse_assignments(options.corpus_option), reserved=("root",)
+    )
+    corpus: Corpus = registry.load("corpus", options.corpus)(options.root, **arguments)
+    recordings = corpus.recordings()
+    if options.faces == "cropped" and not any(recording.crops for recording in recordings):
+        raise UsageError(
+            f"corpus '{options.corpus}' has no aligned images of any recording of {options.root}; "
+            "let faces be found in the videos, with --faces detect"
+        )
+    return corpus, recordings
+
+
+def _refuse_leaks(recordings: list[Recording], digest: FileDigests, are_allowed: bool) -> None:
+    """Refuse partitions that share a subject or the content of a file: what is learned there is known here."""
+    leaks = partitions.find_leaks(recordings, digest)
+    if not leaks:
+        return
+    named = "; ".join(leak.message for leak in leaks[:MAX_LEAKS_NAMED])
+    more = f"; and {len(leaks) - MAX_LEAKS_NAMED} more" if len(leaks) > MAX_LEAKS_NAMED else ""
+    if not are_allowed:
+        raise UsageError(
+            f"subjects or files in two partitions ({len(leaks)}) would make scores too good: {named}{more}; "
+            "mend the partitions, or go on all the same with --allow-leaks"
+        )
+    log.warning("subjects or files in two partitions (%d) will make scores too good: %s%s", len(leaks), named, more)
 
 
 def _encoder(modality: str, name: str, weights: str, assignments: tuple[str, ...], options: ExtractOptions) -> Encoder:
@@ -208,16 +271,16 @@ def _refuse_strangers(cache: FeatureCache, recordings: list[Recording]) -> None:
 
 def _extract_recording(
     recording: Recording, source: Source, tools: _Tools, on_batch: Callable[[int, int], None]
-) -> npt.NDArray[np.float32]:
-    """Extract and commit one recording; return the share of each clip's frames that show the face, (N,)."""
+) -> _Extracted:
+    """Extract and commit one recording."""
     timeline = media.probe(recording.path)
     grid = media.ClipGrid.lay(timeline, tools.options.hop)
-    target_FE = _frame_targets(recording, timeline, tools.corpus)
-    track = FaceTrack(tools.detector, timeline.num_frames, tools.options.detect_every)
+    target_FE, rows = _frame_targets(recording, timeline, tools.corpus)
+    faces = _open_faces(recording, timeline, tools)
     with media.SoundReader(recording.path) as sound, RecordingWriter(tools.cache, recording.name, source) as writer:
         writer.begin(grid.num_clips)
         num_done = 0
-        for video_BKYXC in _clip_batches(recording, timeline, grid, track, tools.options.batch_size):
+        for video_BKYXC in _clip_batches(recording, timeline, grid, faces, tools.options.batch_size):
             end_s = grid.end_time_s[num_done : num_done + len(video_BKYXC)]
             sound_BS = np.stack([sound.read(at_s, grid.num_samples) for at_s in end_s])
             writer.append(_encode(tools.video, video_BKYXC, tools), _encode(tools.audio, sound_BS, tools))
@@ -225,7 +288,7 @@ def _extract_recording(
             on_batch(num_done, grid.num_clips)
         if sound.num_decoded == 0:
             raise RecordingError("no_audio_stream", f"{recording.path}: no sample of its audio stream can be decoded")
-        face_share_N = track.found_F[grid.frame_NK].mean(axis=1, dtype=np.float32)
+        face_share_N = faces.found_F[grid.frame_NK].mean(axis=1, dtype=np.float32)
         writer.commit(
             {
                 "target": target_FE[grid.end_frame_N],
@@ -234,32 +297,54 @@ def _extract_recording(
                 "end_time_s": grid.end_time_s,
                 "frame_time_s": timeline.frame_time_s,
                 "frame_target": target_FE,
-                "frame_face": track.found_F,
-                "frame_face_probability": track.probability_F,
+                "frame_face": faces.found_F,
+                "frame_face_probability": faces.probability_F,
             },
             fps=timeline.fps,
         )
-    return np.asarray(face_share_N)
+    return _Extracted(face_share_N, rows)
 
 
-def _frame_targets(recording: Recording, timeline: media.Timeline, corpus: Corpus) -> npt.NDArray[np.float32]:
-    """Return the rating of each frame, (F, E), NaN where unrated."""
+def _open_faces(recording: Recording, timeline: media.Timeline, tools: _Tools) -> Faces:
+    """Return what yields the recording's crops."""
+    if tools.detector is None:
+        return CroppedFaces(list_crops(recording), timeline.num_frames)
+    return FaceTrack(tools.detector, timeline.num_frames, tools.options.detect_every, recording.face_side)
+
+
+def _frame_targets(
+    recording: Recording, timeline: media.Timeline, corpus: Corpus
+) -> tuple[npt.NDArray[np.float32], RowCount | None]:
+    """Return the rating of each frame, (F, E), NaN where unrated, and how rows and frames met."""
     annotation = corpus.annotation(recording)
     if annotation is None:
-        return np.full((timeline.num_frames, len(corpus.targets)), np.nan, np.float32)
-    num_rows = len(annotation.values_FE)
-    if annotation.time_s is None and num_rows != timeline.num_frames:
-        log.warning("%s: %d annotation rows for %d frames", recording.name, num_rows, timeline.num_frames)
-    return annotation.at(timeline.frame_time_s)
+        return np.full((timeline.num_frames, len(corpus.targets)), np.nan, np.float32), None
+    target_FE, rows = annotation.at(timeline.frame_time_s), annotation.count(timeline.frame_time_s)
+    if _is_uneven(rows):
+        log.warning(
+            "%s: %d annotation rows for %d frames: %d rows that rate no frame are dropped, %d frames without a row are "
+            "unrated (%s)",
+            recording.name,
+            rows.num_rows,
+            rows.num_frames,
+            rows.num_dropped,
+            rows.num_without,
+            "row i rates frame i" if annotation.time_s is None else "rows rate frames by their times",
+        )
+    return target_FE, rows
+
+
+def _is_uneven(rows: RowCount) -> bool:
+    return rows.num_dropped > 0 or rows.num_without > 0
 
 
 def _clip_batches(
-    recording: Recording, timeline: media.Timeline, grid: media.ClipGrid, track: FaceTrack, size: int
+    recording: Recording, timeline: media.Timeline, grid: media.ClipGrid, faces: Faces, size: int
 ) -> Iterator[npt.NDArray[np.uint8]]:
     """Yield the crops (B, K, 112, 112, 3) of up to `size` clips at a time; only frames of clips to come are held."""
-    wanted_F = track.detected_F()
+    wanted_F = faces.detected_F()
     wanted_F[grid.frame_NK] = True
-    crops = track.crops(media.read_frames(recording.path, timeline, wanted_F))
+    crops = faces.crops(media.read_frames(recording.path, timeline, wanted_F))
     held: dict[int, npt.NDArray[np.uint8]] = {}
     black = np.zeros((CROP_PX, CROP_PX, 3), np.uint8)
     last_read, clips = -1, []
@@ -268,7 +353,7 @@ def _clip_batches(
             last_read, crop = next(crops, (timeline.num_frames, black))
             held[last_read] = crop
         lost = [frame for frame in frame_K.tolist() if frame not in held]
-        track.found_F[lost], track.probability_F[lost] = False, 0.0  # it could not be decoded: nobody saw its face
+        faces.found_F[lost], faces.probability_F[lost] = False, 0.0  # it could not be decoded: nobody saw its face
         clips.append(np.stack([held.get(frame, black) for frame in frame_K.tolist()]))
         # The next clip begins no earlier than this one; before the start several begin with the first frame.
         held = {frame: crop for frame, crop in held.items() if frame >= frame_K[0]}

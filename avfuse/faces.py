@@ -1,24 +1,30 @@
-"""The face in every frame: detected, followed, aligned and cropped.
+"""The face in every frame: detected, followed, aligned and cropped; or read from aligned images that a corpus brings.
 
 The detector (MTCNN) sees every k-th frame, in batches. One face is followed through the recording: the one whose box
-overlaps the last box most, or the largest when none does. Between two frames of the same track, box and landmarks are
-interpolated; where either end shows no face, the frames between count as without one. A frame without a face is marked
-as such and its crop is black; the whole frame never stands in for a face.
+overlaps the last box most, or the largest when none does; of two people the left or the right one, where a side is
+given. Between two frames of the same track, box and landmarks are interpolated; where either end shows no face, the
+frames between count as without one. A frame without a face is marked as such and its crop is black; the whole frame
+never stands in for a face.
 """
 
 from __future__ import annotations
 
+import io
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from facenet_pytorch import MTCNN
+from PIL import Image
 from torch.nn import functional
+
+from avfuse.schema import SIDES, RecordingError
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +34,13 @@ TEMPLATE_PX = ((38.2946, 51.6963), (73.5318, 51.5014), (56.0252, 71.7366), (41.5
 DETECT_BATCH = 8
 MAX_WAITING = 32  # images held until the next detection, whatever the size of the batch
 MIN_OVERLAP = 0.2  # intersection over union below which a box does not continue the track
+CROPPED: dict[str, Any] = {
+    "detector": "cropped",
+    "pillow": version("pillow"),
+    "resampling": "bilinear",
+    "crop_px": CROP_PX,
+}
+"""What stands in a fingerprint for the detector where faces come from aligned images."""
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -48,6 +61,11 @@ class Face:
             min(self.probability, other.probability),
         )
 
+    @property
+    def centre_x_px(self) -> float:
+        """Where the middle of the box lies, from the left edge of the picture."""
+        return float(self.box_px[0] + self.box_px[2]) / 2
+
 
 class FaceDetector:
     """MTCNN of facenet-pytorch, whose weights ship with the package.
@@ -66,6 +84,8 @@ class FaceDetector:
             "detector": "mtcnn",
             "facenet_pytorch": version("facenet-pytorch"),
             "min_face_px": min_face_px,
+            "crop_px": CROP_PX,
+            "template_px": [list(point) for point in TEMPLATE_PX],
         }
 
     def detect(self, images: list[Pixels]) -> list[list[Face]]:
@@ -98,6 +118,11 @@ def _face(box_px: Any, landmark_px: Any, probability: Any) -> Face:
 class FaceTrack:
     """Follow one face through a recording and crop it.
 
+    With a `side`, the recording shows two people, of whom the one on that side is meant, as seen by the viewer. Of two
+    faces, the two largest of more, it is always the one further to that side, whatever was followed before: so people
+    are not taken for each other after a cut. One face alone belongs to the person whose last box it overlaps most, if
+    it does by `MIN_OVERLAP`, or else to the one in whose half of the picture its centre lies; so it is never both's.
+
     Attributes
     ----------
     found_F : ndarray, (F,), bool
@@ -109,6 +134,7 @@ class FaceTrack:
     detector: FaceDetector
     num_frames: int
     detect_every: int
+    side: str | None = None
     found_F: npt.NDArray[np.bool_] = field(init=False)
     probability_F: npt.NDArray[np.float32] = field(init=False)
 
@@ -118,6 +144,7 @@ class FaceTrack:
         self._last: Face | None = None
         self._last_index = -1
         self._followed: Face | None = None  # the newest face of the track, kept through frames without one
+        self._people: dict[str, Face] = {}  # where there are two, the newest face of each, by side
 
     def detected_F(self) -> npt.NDArray[np.bool_]:
         """Return which frames the detector sees: the first, the last, and the last of every `detect_every`."""
@@ -143,8 +170,8 @@ class FaceTrack:
         looked_at = [(index, image) for index, image in waiting if detected_F[index]]
         faces: dict[int, Face | None] = {}
         found = self.detector.detect([image for _, image in looked_at]) if looked_at else []
-        for (index, _), candidates in zip(looked_at, found, strict=True):
-            face = self._follow(candidates)
+        for (index, image), candidates in zip(looked_at, found, strict=True):
+            face = self._follow(candidates) if self.side is None else self._take_side(candidates, image.shape[1])
             faces.update(self._between(index, face))
             self._last, self._last_index = face, index
         for index, image in waiting:
@@ -163,6 +190,21 @@ class FaceTrack:
         self._followed = chosen
         return chosen
 
+    def _take_side(self, candidates: list[Face], width_px: int) -> Face | None:
+        """Return the candidate that shows the person on the track's side of the picture."""
+        pair = sorted(candidates[:2], key=lambda face: face.centre_x_px)
+        shown = {self._side_of(pair[0], width_px): pair[0]} if len(pair) == 1 else dict(zip(SIDES, pair, strict=False))
+        self._people.update(shown)
+        return shown.get(str(self.side))
+
+    def _side_of(self, face: Face, width_px: int) -> str:
+        """Return whose face it is that is seen alone."""
+        overlaps = {side: overlap(face.box_px, person.box_px) for side, person in self._people.items()}
+        nearest = max(overlaps, key=lambda side: overlaps[side], default="")
+        if overlaps.get(nearest, 0.0) >= MIN_OVERLAP:
+            return nearest
+        return "left" if face.centre_x_px < width_px / 2 else "right"
+
     def _between(self, index: int, face: Face | None) -> dict[int, Face | None]:
         """Return the faces of the frames after the last detected one, up to the one at `index`, and mark them."""
         if face is None:
@@ -175,6 +217,92 @@ class FaceTrack:
         for i, known in faces.items():
             self.found_F[i], self.probability_F[i] = True, known.probability
         return dict(faces)
+
+
+class CroppedFaces:
+    """The face from aligned images, one per frame, which a corpus brings; it stands in for a `FaceTrack`.
+
+    An image of 112 x 112 pixels is taken as it is, another is resized to that, antialiased. A frame without an image,
+    or whose image cannot be decoded, is without a face. One image is held at a time.
+
+    Parameters
+    ----------
+    images : mapping of int to Path
+        The image of each frame that has one, by the frame's index from 0.
+    num_frames : int
+
+    Attributes
+    ----------
+    found_F : ndarray, (F,), bool
+        Whether the face is known in each frame that `crops` has yielded.
+    probability_F : ndarray, (F,), float32
+        1 where the face is known, else 0.
+    """
+
+    def __init__(self, images: Mapping[int, Path], num_frames: int) -> None:
+        self._images = images
+        self.num_frames = num_frames
+        self.found_F = np.zeros(num_frames, np.bool_)
+        self.probability_F = np.zeros(num_frames, np.float32)
+
+    def detected_F(self) -> npt.NDArray[np.bool_]:
+        """Return which frames are looked at: all of them."""
+        return np.ones(self.num_frames, np.bool_)
+
+    def crops(self, frames: Iterable[tuple[int, Pixels]] = ()) -> Iterator[tuple[int, Pixels]]:
+        """Yield the crop (112, 112, 3) of every frame, in order; black without a face.
+
+        `frames` are never asked for, so that a video that would be decoded for them is not.
+
+        Raises
+        ------
+        RecordingError
+            With reason ``missing_crops``, when the file of an image cannot be read.
+        """
+        unreadable = []
+        for index in range(self.num_frames):
+            crop = _read_crop(self._images[index]) if index in self._images else None
+            if crop is None and index in self._images:
+                unreadable.append(self._images[index])
+            self.found_F[index] = crop is not None
+            self.probability_F[index] = float(crop is not None)
+            yield index, np.zeros((CROP_PX, CROP_PX, 3), np.uint8) if crop is None else crop
+        self._warn(unreadable)
+
+    def _warn(self, unreadable: list[Path]) -> None:
+        if unreadable:
+            log.warning(
+                "%d aligned images cannot be decoded, such as %s; their frames count as without a face",
+                len(unreadable),
+                unreadable[0],
+            )
+        surplus = [path for index, path in self._images.items() if index >= self.num_frames]
+        if surplus:
+            log.warning(
+                "%d aligned images are numbered beyond the %d frames of the video, such as %s; they are ignored",
+                len(surplus),
+                self.num_frames,
+                surplus[0],
+            )
+
+
+Faces = FaceTrack | CroppedFaces
+
+
+def _read_crop(path: Path) -> Pixels | None:
+    """Return the pixels (112, 112, 3) of an aligned image, None if they cannot be decoded."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:  # the disk's fault, not the image's: it would be the next images' too
+        raise RecordingError("missing_crops", f"{path} cannot be read ({error.strerror})") from error
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            crop = image.convert("RGB")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):  # what Pillow says of damaged images
+        return None
+    if crop.size != (CROP_PX, CROP_PX):
+        crop = crop.resize((CROP_PX, CROP_PX), Image.Resampling.BILINEAR)  # Pillow's filters widen as they shrink
+    return np.asarray(crop)
 
 
 def overlap(a_px: npt.NDArray[np.float64], b_px: npt.NDArray[np.float64]) -> float:

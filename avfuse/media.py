@@ -35,8 +35,8 @@ CLIP_DILATION = 4
 CLIP_SPAN = CLIP_FRAMES * CLIP_DILATION
 MAX_SOUND_S = 30.0
 SOUND_INTERVALS = CLIP_SPAN - 1  # frame intervals of sound under a clip: from its first slot to its last
-_SAMPLE_FORMAT = "s32p"  # FFmpeg mixes channels down to full scale for integers only; for floats stereo would exceed 1
-_GAP_TOLERANCE_S = 0.005  # a jump in the sound's time stamps below this is rounding, above it a gap or an overlap
+SAMPLE_FORMAT = "s32p"  # FFmpeg mixes channels down to full scale for integers only; for floats stereo would exceed 1
+GAP_TOLERANCE_S = 0.005  # a jump in the sound's time stamps below this is rounding, above it a gap or an overlap
 
 
 @dataclass(frozen=True)
@@ -163,7 +163,14 @@ class ClipGrid:
         return len(self.end_frame_N)
 
 
-def _open(path: Path) -> Any:
+def open_file(path: Path) -> Any:
+    """Open a container; to be used in a ``with`` statement.
+
+    Raises
+    ------
+    RecordingError
+        With reason ``missing_file`` or ``unreadable``.
+    """
     if not path.is_file():
         raise RecordingError("missing_file", f"{path} does not exist")
     if path.stat().st_size == 0:
@@ -190,7 +197,7 @@ def probe(path: Path) -> Timeline:
     RecordingError
         With reason ``missing_file``, ``unreadable`` or ``no_video_stream``.
     """
-    with _open(path) as container:
+    with open_file(path) as container:
         stream = _video_stream(container, path)
         # The packets themselves are let go of one by one: together they are the whole file.
         stamps = [(packet.pts, packet.is_discard) for packet in _demux(container, stream) if packet.size]
@@ -211,13 +218,13 @@ def _demux(container: Any, stream: Any) -> Iterator[Any]:
     """Yield the packets of a stream up to the end, or up to where the file breaks off."""
     try:
         yield from container.demux(stream)
-    except av.error.FFmpegError as error:
+    except (av.error.FFmpegError, IndexError) as error:  # PyAV has no place for a stream that appears midway
         log.warning("%s breaks off: %s", container.name, error)
 
 
 def _decode(path: Path) -> Iterator[Any]:
     """Yield the decoded video frames; a packet that cannot be decoded costs that packet alone."""
-    with _open(path) as container:
+    with open_file(path) as container:
         stream = _video_stream(container, path)
         num_lost = 0
         for packet in _demux(container, stream):
@@ -274,7 +281,7 @@ class SoundReader:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._container = _open(path)
+        self._container = open_file(path)
         if not self._container.streams.audio:
             self.close()
             raise RecordingError("no_audio_stream", f"{path} holds no audio stream")
@@ -329,18 +336,18 @@ class SoundReader:
         resampler, position, expected_s = None, 0, 0.0
         for frame in self._frames(stream):
             start_s = frame.time if frame.time is not None else expected_s
-            if resampler is None or abs(start_s - expected_s) > _GAP_TOLERANCE_S:
+            if resampler is None or abs(start_s - expected_s) > GAP_TOLERANCE_S:
                 if resampler is not None:
-                    yield position, _samples(resampler.resample(None))
-                resampler = av.AudioResampler(format=_SAMPLE_FORMAT, layout="mono", rate=SAMPLE_RATE_HZ)
+                    yield position, to_samples(resampler.resample(None))
+                resampler = av.AudioResampler(format=SAMPLE_FORMAT, layout="mono", rate=SAMPLE_RATE_HZ)
                 position = round(start_s * SAMPLE_RATE_HZ)
                 expected_s = start_s
             expected_s += frame.samples / frame.sample_rate
-            samples_S = _samples(resampler.resample(frame))
+            samples_S = to_samples(resampler.resample(frame))
             yield position, samples_S
             position += len(samples_S)
         if resampler is not None:
-            yield position, _samples(resampler.resample(None))
+            yield position, to_samples(resampler.resample(None))
 
     def _frames(self, stream: Any) -> Iterator[Any]:
         num_lost = 0
@@ -353,7 +360,8 @@ class SoundReader:
             log.warning("%s: %d audio packets could not be decoded", self._path, num_lost)
 
 
-def _samples(frames: list[Any]) -> npt.NDArray[np.float32]:
+def to_samples(frames: list[Any]) -> npt.NDArray[np.float32]:
+    """Return resampled frames of `SAMPLE_FORMAT`, mono, as samples (S,) from -1 to 1."""
     pieces = [frame.to_ndarray()[0] for frame in frames]
     return np.concatenate(pieces).astype(np.float32) / np.float32(2**31) if pieces else np.zeros(0, np.float32)
 

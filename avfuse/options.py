@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from avfuse import registry
-from avfuse.schema import UsageError
+from avfuse.schema import PARTITIONS, UsageError
 
 CACHE_VARIABLE = "AVFUSE_CACHE"
 HALF_A_WINDOW = "half a window"
@@ -54,6 +54,10 @@ guard, windows that must be full and labelled throughout, in the order of the re
 - its hop of 1, that is 32 phases, which is ``avfuse extract --hop 1``; and its colour jitter, as features are cached;
 - its choice of the epoch, by predictions that are smoothed and scored over unrated frames too.
 """
+FACES = ("detect", "cropped")
+SCORING = ("strict", "smoothed", "released")
+BREAKDOWNS = ("recording", "subject", "coverage", "face")
+RESAMPLED = ("subjects", "recordings", "frames")
 DEMO_SUBJECTS = {"aff_wild2": 32, "fatigue": 16}
 DEMO_DURATION_S = {"aff_wild2": 20.5, "fatigue": 150.0}
 
@@ -112,6 +116,20 @@ def _parse_value(text: str) -> Any:
     return text
 
 
+def parse_fold(text: str) -> tuple[int, int]:
+    """Turn "1/5", the first of five folds, into (0, 5).
+
+    Raises
+    ------
+    UsageError
+        If it is not I/N with 1 <= I <= N and N of at least 2.
+    """
+    index, separator, number = text.partition("/")
+    if separator and index.isdecimal() and number.isdecimal() and 1 <= int(index) <= int(number) >= 2:
+        return int(index) - 1, int(number)
+    raise UsageError(f"--fold {text}: expected fold I of N as I/N, for example 1/5")
+
+
 def format_assignments(values: Mapping[str, Any]) -> str:
     """Write {"recursions": 2, "joint_blstm": False} as "joint_blstm=false, recursions=2"."""
     return ", ".join(
@@ -155,6 +173,10 @@ class ExtractOptions:
 
     root: Path = knob(help="Root folder of the corpus.", argument="ROOT", record=False)
     corpus: str = knob("aff_wild2", "How the folder is laid out.", choices=tuple(registry.CORPORA))
+    corpus_option: tuple[str, ...] = knob((), "An argument of the corpus as KEY=VALUE, e.g. highest=5.", record=False)
+    allow_leaks: bool = knob(
+        False, "Go on where a subject or a file is in two partitions: scores are then too good.", record=False
+    )
     dataset: str | None = knob(None, "Name of the data set in the cache.  [default: the folder's name]")
     cache: Path | None = knob(
         None, f"Folder for everything that can be recomputed.  [default: ${CACHE_VARIABLE}, else ./cache]", record=False
@@ -170,6 +192,11 @@ class ExtractOptions:
     video_option: tuple[str, ...] = knob((), "An argument of the video encoder as KEY=VALUE, e.g. arch=r2plus1d_18.")
     audio_option: tuple[str, ...] = knob((), "An argument of the audio encoder as KEY=VALUE.")
     hop: int = knob(8, "Frames between the ends of consecutive clips.", minimum=1)
+    faces: str = knob(
+        "detect",
+        "Where faces come from: found in the video, or the aligned images that the corpus brings.",
+        choices=FACES,
+    )
     detect_every: int = knob(4, "Look for the face in every k-th frame and interpolate between.", minimum=1)
     min_face_px: int = knob(40, "Smallest face looked for, in pixels.", minimum=12)
     precision: str = knob(
@@ -231,6 +258,11 @@ class TrainOptions:
         "overlap", "Clips that consecutive windows of a prediction share; shared ones are averaged.", minimum=0
     )
     amp: str = knob("off", "Mixed precision.", choices=("off", "bf16"))
+    fold: str | None = knob(
+        None,
+        "Hold out fold I of N, as I/N, in place of the validation partition: the subjects of both partitions are "
+        "spread over N folds.",
+    )
     seed: tuple[int, ...] = knob((0,), "Seed of a run; give it several times for several runs.", minimum=0)
     out: Path | None = knob(
         None, "Folder of the runs.  [default: runs/<cache>/<head> beside the features]", record=False
@@ -243,6 +275,8 @@ class TrainOptions:
             if getattr(self, name) is None:
                 object.__setattr__(self, name, self.num_clips // 2 if value == HALF_A_WINDOW else value)
         _refuse_unknown(self, "schedule", "loss", "windows", "order", "amp")
+        if self.fold is not None:
+            parse_fold(self.fold)
 
 
 def _refuse_unknown(options: TrainOptions, *names: str) -> None:
@@ -254,11 +288,67 @@ def _refuse_unknown(options: TrainOptions, *names: str) -> None:
 
 
 @dataclass(frozen=True)
+class AuditOptions:
+    """Knobs of ``avfuse audit``."""
+
+    root: Path = knob(help="Root folder of the corpus.", argument="ROOT")
+    corpus: str = knob("aff_wild2", "How the folder is laid out.", choices=tuple(registry.CORPORA))
+    corpus_option: tuple[str, ...] = knob((), "An argument of the corpus as KEY=VALUE, e.g. highest=5.")
+    max_drift_s: float = knob(
+        0.5, "Seconds by which sound and picture may differ in length before it counts as a problem.", minimum=0.0
+    )
+    max_lost: float = knob(
+        0.02, "Share of a stream's packets that may fail before it counts as a problem.", minimum=0.0
+    )
+    num_workers: int = knob(0, "Recordings that are decoded side by side; 0 takes one per core.", minimum=0)
+    format: str | None = knob(None, "Write the table in this format.", choices=tuple(registry.FORMATS))
+    out: Path | None = knob(None, "File to write to instead of the terminal.", flag="--out")
+
+
+@dataclass(frozen=True)
+class PredictOptions:
+    """Knobs of ``avfuse predict``."""
+
+    runs: tuple[Path, ...] = knob(help="Runs whose predictions are averaged.", argument="RUN...")
+    cache: Path | None = knob(
+        None, f"A feature store, or the folder that holds it.  [default: ${CACHE_VARIABLE}, else ./cache]"
+    )
+    partition: str = knob("test", "Recordings to predict.", choices=PARTITIONS)
+    csv: Path | None = knob(None, "Write one line per frame to this file.")
+    submission: Path | None = knob(None, "Write the files of an ABAW submission to this folder.")
+    template: Path | None = knob(
+        None, "The organisers' list of rows: a file with a column image_location, or a folder of one file per video."
+    )
+    smoothing: tuple[str, ...] = knob(
+        (), "Seconds of a centred moving mean, of every target or as TARGET=SECONDS.  [default: none]"
+    )
+    batch_size: int = knob(32, "Windows per forward pass.", minimum=1)
+    device: str = knob("auto", "auto, cpu, cuda or cuda:N.")
+
+
+@dataclass(frozen=True)
 class ReportOptions:
     """Knobs of ``avfuse report``."""
 
     runs: tuple[Path, ...] = knob(help="Runs, or folders of runs.", argument="RUN...")
     title: str | None = knob(None, "Heading of the table.  [default: Validation CCC on DATA SET]")
+    metric: tuple[str, ...] = knob(
+        ("ccc",), "What to tabulate; may be given several times.", choices=tuple(registry.METRICS)
+    )
+    protocol: tuple[str, ...] = knob(
+        ("strict",), f"How frames are scored, for every target or as TARGET=PROTOCOL: {', '.join(SCORING)}."
+    )
+    smoothing: tuple[str, ...] = knob(
+        ("1",), "Seconds of the moving mean of the smoothed protocol, of every target or as TARGET=SECONDS."
+    )
+    against: str | None = knob(
+        None, "Head that the other rows are tested against.  [default: concat, else the first row]"
+    )
+    by: str | None = knob(None, "Split the scores of each row.", choices=BREAKDOWNS)
+    resample: str = knob(
+        "subjects", "What the intervals resample; frames are refused, as they are not independent.", choices=RESAMPLED
+    )
+    seed: int = knob(0, "Seed of resamples and permutations.", minimum=0)
     format: str | None = knob(None, "Write the table in this format.", choices=tuple(registry.FORMATS))
     out: Path | None = knob(None, "File to write to instead of the terminal.", flag="--out")
 

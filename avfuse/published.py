@@ -112,6 +112,8 @@ def import_checkpoint(
             fingerprint=cache.spec.fingerprint,
             dataset=cache.spec.dataset,
             features=cache.digest(("train", "validation")),
+            ranges=cache.spec.ranges,
+            hop=int(cache.spec.clip["hop"]),
         )
     return _write(run, record, head, {**arguments, "targets": list(TARGETS)}, predictions, digest)
 

@@ -33,6 +33,11 @@ HEADS = {
 }
 METRICS = {
     "ccc": "avfuse.metrics.ccc:ccc",
+    "pearson": "avfuse.metrics.pearson:pearson",
+    "rmse": "avfuse.metrics.rmse:rmse",
+    "mae": "avfuse.metrics.mae:mae",
+    "sagr": "avfuse.metrics.sagr:sagr",
+    "icc": "avfuse.metrics.icc:icc",
 }
 FORMATS = {
     "markdown": "avfuse.formats.markdown:render",

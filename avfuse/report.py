@@ -1,54 +1,76 @@
-"""The report: complete runs -> one CCC per head, set of options and target -> `ReportTable`. Imports no torch.
+"""The report: complete runs -> scores per head, set of options and target -> `ReportTable`. Imports no torch.
 
-Every row stands beside the paper's value where the paper measured it, and says which runs it was computed from; the
-notes below say on what, and what the comparison of the rows does not support.
+Every row stands beside the paper's value where the paper measured it, and says which runs it was computed from, how
+sure its score is and how it stands to a rival row. The notes below say on what and by which rules it was scored, and
+what the comparison of the rows does not support.
 """
 
 import logging
-import math
 import os
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from avfuse import notes, registry
+from avfuse.comparison import Comparison, choose_rival, compare
+from avfuse.notes import BASELINE, moments, paper_targets, spans_zero
 from avfuse.options import ReportOptions
-from avfuse.paper import SOURCE, paper_ccc, paper_dataset
+from avfuse.paper import paper_ccc
 from avfuse.schema import ReportTable
-from avfuse.scores import PARTITION, Row, score
+from avfuse.scores import Row, score
 
 log = logging.getLogger(__name__)
 
-PROPOSED, BASELINE, RELIABILITY = "recursive_joint_attention", "concat", "reliability_joint_attention"
-MIN_COMMON_SEEDS = 5
-"""Fewer paired seeds say nothing about which of two heads is better."""
 NOTHING = "\N{EN DASH}"
+
+Comparisons = Mapping[tuple[int, str, str], Comparison]
 
 
 def report(options: ReportOptions) -> ReportTable:
-    """Tabulate the validation CCC of complete runs: mean and standard deviation over seeds, beside the paper's.
+    """Tabulate the validation scores of complete runs: mean and standard deviation over seeds, beside the paper's.
 
-    Rows stand in the order of `avfuse.scores.score`: runs named one by one keep theirs.
+    Rows stand in the order of `avfuse.scores.score`: runs named one by one keep theirs. With `by`, every row is divided
+    into its recordings, its subjects, or its frames by how far they show the face.
 
     Raises
     ------
     UsageError
         If there is no complete run, the runs stem from different features, data sets or targets, one training is
-        there twice, or a run's predictions cannot be scored.
+        there twice, a run's predictions cannot be scored, or an option cannot be used.
     """
-    rows, num_incomplete = score(options.runs)
-    record, folder = rows[0].record, _common_folder([item.run for row in rows for item in row.runs])
+    rows, num_incomplete = score(options.runs, options.protocol, options.smoothing, options.by)
     log.info("%d complete runs in %d rows", sum(len(row.runs) for row in rows), len(rows))
+    folder = _common_folder([place for row in rows for item in row.runs for place in item.places])
+    said = [*notes.scoring_notes(rows, options.metric), *notes.data_notes(rows, folder, num_incomplete)]
+    if options.by is not None:
+        return _breakdown(rows, options, said)
+    record, rival = rows[0].record, choose_rival(rows, options.against, BASELINE)
+    compared = compare(rows, rival, options.metric, options.resample, options.seed)
+    said += notes.statistics_notes(rows, rival, options.resample, compared)
+    said += notes.undefined_notes(rows, options.metric)
+    if _compares_with_paper(options):
+        said += [*notes.baseline_notes(rows), *notes.reliability_notes(rows), *notes.paper_notes(record.targets)]
     return ReportTable(
-        title=options.title or f"Validation CCC on {record.dataset}",
-        columns=_columns(record.targets),
-        rows=tuple(_cells(row, record.targets, folder) for row in rows),
-        records=tuple(_record(row, index, target) for row in rows for index, target in enumerate(record.targets)),
-        notes=tuple(_notes(rows, record.targets, folder, num_incomplete)),
+        title=options.title or _title(options, record.dataset),
+        columns=_columns(options, record.targets),
+        rows=tuple(_cells(row, place, options, compared, folder) for place, row in enumerate(rows)),
+        records=tuple(
+            _record(row, place, target, rival, compared) for place, row in enumerate(rows) for target in record.targets
+        ),
+        notes=tuple(said),
     )
+
+
+def _title(options: ReportOptions, dataset: str) -> str:
+    scores = "CCC" if options.metric == ("ccc",) else "scores"
+    return f"Validation {scores} on {dataset}" + (f", by {options.by}" if options.by else "")
+
+
+def _compares_with_paper(options: ReportOptions) -> bool:
+    return "ccc" in options.metric
 
 
 def _common_folder(runs: Sequence[Path]) -> Path:
@@ -56,57 +78,69 @@ def _common_folder(runs: Sequence[Path]) -> Path:
     return Path(os.path.commonpath([run.parent.parent for run in runs]))
 
 
-def _paper_targets(targets: Sequence[str]) -> dict[str, str]:
-    """Return {target: the paper's data set} for the targets that the paper rates."""
-    datasets = {target: paper_dataset(target) for target in targets}
-    return {target: dataset for target, dataset in datasets.items() if dataset is not None}
-
-
-def _columns(targets: Sequence[str]) -> tuple[str, ...]:
+def _columns(options: ReportOptions, targets: Sequence[str]) -> tuple[str, ...]:
     """Return the headings; line feeds keep the columns of a terminal narrow."""
     columns = ["head,\noptions"]
     for target in targets:
-        columns.append(f"CCC\n{target}")
-        if target in _paper_targets(targets):
-            columns.append(f"paper\n{target}\n(diff.)")
-    return (*columns, "mean\nCCC", "runs,\ncode")
+        for metric in options.metric:
+            columns.append(f"{registry.load('metric', metric).label}\n{target}")
+            if metric == "ccc" and target in paper_targets(targets):
+                columns.append(f"paper\n{target}\n(diff.)")
+    mean = ["mean\nCCC"] if _compares_with_paper(options) else []
+    return (*columns, *mean, "runs,\ncode")
 
 
-def _cells(row: Row, targets: Sequence[str], folder: Path) -> tuple[str, ...]:
-    cells = ["\n".join(filter(None, (row.head, row.options.replace(", ", ",\n"))))]
-    for index, target in enumerate(targets):
-        cells.append(_mean_and_sd(row.ccc_SE[:, index]))
-        if target in _paper_targets(targets):
-            cells.append(_paper_cell(row, index, target))
-    return (*cells, _mean_and_sd(row.ccc_SE.mean(axis=1)), _runs_cell(row, folder))
+def _cells(row: Row, place: int, options: ReportOptions, compared: Comparisons, folder: Path) -> tuple[str, ...]:
+    targets = row.record.targets
+    cells = [_name(row)]
+    for target in targets:
+        for metric in options.metric:
+            cells.append(_score_cell(row, metric, target, compared[place, metric, target]))
+            if metric == "ccc" and target in paper_targets(targets):
+                cells.append(_paper_cell(row, target))
+    mean = [_mean_and_sd(row.values_SE().mean(axis=1))] if _compares_with_paper(options) else []
+    return (*cells, *mean, _runs_cell(row, folder))
 
 
-def _mean_and_sd(ccc_S: npt.NDArray[np.float64]) -> str:
-    mean, sd = _moments(ccc_S)
+def _name(row: Row) -> str:
+    return "\n".join(filter(None, (row.head, row.options.replace(", ", ",\n"))))
+
+
+def _score_cell(row: Row, metric: str, target: str, comparison: Comparison) -> str:
+    """Return mean and deviation over seeds, the interval below, and how the row stands to the rival's."""
+    lines = [_part_cell(row, metric, target)]
+    interval = comparison.interval
+    if lines == [NOTHING]:
+        return NOTHING
+    if not np.isnan(interval.low):
+        lines.append(f"[{interval.low:.3f}, {interval.high:.3f}]")
+    if not np.isnan(comparison.p_holm):
+        p = "p < 0.001" if comparison.p_holm < 0.001 else f"p {comparison.p_holm:.3f}"
+        lines.append(f"{comparison.gain:+.3f}, {p}")
+    return "\n".join(lines)
+
+
+def _mean_and_sd(values_S: npt.NDArray[np.float64]) -> str:
+    mean, sd = moments(values_S)
     if np.isnan(mean):
         return NOTHING
-    return f"{mean:.3f}" if sd is None else f"{mean:.3f}\n± {sd:.3f}"
+    return f"{mean:.3f}" if sd is None else f"{mean:.3f} ± {sd:.3f}"
 
 
-def _moments(ccc_S: npt.NDArray[np.float64]) -> tuple[float, float | None]:
-    """Return mean and standard deviation (n - 1) over the seeds; one seed has no deviation."""
-    return float(ccc_S.mean()), float(ccc_S.std(ddof=1)) if len(ccc_S) > 1 else None
-
-
-def _paper_cell(row: Row, index: int, target: str) -> str:
+def _paper_cell(row: Row, target: str) -> str:
     """Return the paper's value and, in brackets, ours minus the paper's."""
     figure = paper_ccc(row.head, row.record.head_options, target)
     if figure is None:
         return NOTHING
-    difference = float(row.ccc_SE[:, index].mean()) - figure.ccc
+    difference = float(row.values("ccc", target).mean()) - figure.ccc
     return f"{figure.ccc:.3f}" if np.isnan(difference) else f"{figure.ccc:.3f}\n({difference:+.3f})"
 
 
 def _runs_cell(row: Row, folder: Path) -> str:
     """Return the runs of a row as a shell would read them, concat-3fa9c1d2/seed-{0,1}, and the code that made them."""
     names: dict[Path, list[str]] = {}
-    for item in row.runs:
-        names.setdefault(item.run.parent.relative_to(folder), []).append(item.run.name)
+    for place in (place for item in row.runs for place in item.places):
+        names.setdefault(place.parent.relative_to(folder), []).append(place.name)
     places = [str(parent / _in_braces(inside)) for parent, inside in names.items()]
     return "\n".join(filter(None, (" ".join(places), " ".join(row.revisions))))
 
@@ -118,134 +152,93 @@ def _in_braces(names: Sequence[str]) -> str:
     return names[0] if len(names) == 1 else f"{start}{{{','.join(name.removeprefix(start) for name in names)}}}"
 
 
-def _record(row: Row, index: int, target: str) -> dict[str, Any]:
-    mean, sd = _moments(row.ccc_SE[:, index])
+def _record(row: Row, place: int, target: str, rival: Row | None, compared: Comparisons) -> dict[str, Any]:
     figure = paper_ccc(row.head, row.record.head_options, target)
     return {
         "head": row.head,
         "options": row.options,
         "target": target,
-        "ccc_mean": mean,
-        "ccc_sd": sd,
+        "protocol": row.evaluation.describe(target),
+        **_all_metrics(row, target),
         "seeds": len(row.runs),
+        "against": None if rival is None or rival is row else rival.label,
+        **{
+            f"{metric}_{key}": value
+            for (at, metric, of), comparison in compared.items()
+            if (at, of) == (place, target)
+            for key, value in _statistics(comparison).items()
+        },
         "paper_ccc": None if figure is None else figure.ccc,
         "paper_dataset": None if figure is None else figure.dataset,
         "paper_method": None if figure is None else figure.method,
-        "difference": None if figure is None else mean - figure.ccc,
+        "difference": None if figure is None else float(row.values("ccc", target).mean()) - figure.ccc,
         "dataset": row.record.dataset,
         "fingerprint": row.record.fingerprint,
         "revisions": row.revisions,
-        "runs": [str(item.run) for item in row.runs],
+        "runs": [str(place) for item in row.runs for place in item.places],
     }
 
 
-def _notes(rows: Sequence[Row], targets: Sequence[str], folder: Path, num_incomplete: int) -> list[str]:
-    notes = [
-        "CCC is Lin's concordance correlation coefficient (1989) with the population's variances, over the rated "
-        f"frames of all {PARTITION} recordings, concatenated; predictions are not smoothed.",
-        *_data_notes(rows, folder),
-    ]
-    if any(len(row.runs) > 1 for row in rows):
-        notes.append("Behind ± stands the standard deviation over seeds (n - 1).")
-    if num_incomplete:
-        notes.append(
-            f"{_count(num_incomplete, 'run')} {'is' if num_incomplete == 1 else 'are'} incomplete and left out."
-        )
-    notes += _undefined_notes(rows, targets)
-    notes += _baseline_notes(rows)
-    notes += _reliability_notes(rows)
-    datasets = list(dict.fromkeys(_paper_targets(targets).values()))
-    if datasets:
-        notes.append(
-            f"The paper's values ({SOURCE}; in brackets: ours - the paper's) were measured on the {PARTITION} "
-            f"partition of {' and '.join(datasets)} with encoders trained for the task; they are not comparable to "
-            "results on another data set or with other encoders."
-        )
-    return notes
+def _statistics(comparison: Comparison) -> dict[str, Any]:
+    return {
+        "low": comparison.interval.low,
+        "high": comparison.interval.high,
+        "gain": comparison.gain,
+        "gain_low": comparison.gain_interval.low,
+        "gain_high": comparison.gain_interval.high,
+        "gain_seeds": comparison.num_common,
+        "p": comparison.p,
+        "p_holm": comparison.p_holm,
+    }
 
 
-def _data_notes(rows: Sequence[Row], folder: Path) -> list[str]:
-    """Say what was scored, where it is, and whether data and code were the same for all runs."""
-    runs = [item for row in rows for item in row.runs]
-    record, first = runs[0].record, runs[0]
-    rated = ", ".join(f"{target} {count:,}" for target, count in first.num_rated.items())
-    notes = [
-        f"{first.num_recordings:,} recordings, {first.num_frames:,} frames; rated frames: {rated}. "
-        f"Data set {record.dataset}, feature cache {record.fingerprint}; runs in {folder}."
-    ]
-    scored_on = {(run.num_recordings, run.num_frames, tuple(run.num_rated.values())): run.run for run in runs}
-    if len(scored_on) > 1:
-        sizes = ", ".join(f"{size[0]:,} recordings with {size[1]:,} frames ({run})" for size, run in scored_on.items())
-        notes.append(f"The runs were not scored on the same frames and do not compare: {sizes}.")
-    revisions = Counter(item.record.revision or "an unknown one" for item in runs)
-    if len(revisions) > 1:
-        counts = "; ".join(f"{revision} ({_count(number, 'run')})" for revision, number in revisions.items())
-        notes.append(f"The runs stem from several revisions of the code: {counts}.")
-    return notes
+def _breakdown(rows: Sequence[Row], options: ReportOptions, said: Sequence[str]) -> ReportTable:
+    """Tabulate every row by its parts: one line per part, with its scored frames and its scores."""
+    assert options.by is not None
+    targets = rows[0].record.targets
+    parts = [(row, name, part) for row in rows for name, part in row.divided(options.by).items()]
+    shown = [(metric, target) for target in targets for metric in options.metric]
+    return ReportTable(
+        title=options.title or _title(options, rows[0].record.dataset),
+        columns=(
+            "head,\noptions",
+            options.by,
+            *(f"frames\n{target}" for target in targets),
+            *(f"{registry.load('metric', metric).label}\n{target}" for metric, target in shown),
+        ),
+        rows=tuple(
+            (
+                _name(row),
+                name,
+                *(f"{part.num_scored(target):,}" for target in targets),
+                *(_part_cell(part, metric, target) for metric, target in shown),
+            )
+            for row, name, part in parts
+        ),
+        records=tuple(
+            {
+                "head": row.head,
+                "options": row.options,
+                options.by: name,
+                "target": target,
+                "frames": part.num_scored(target),
+                "seeds": len(row.runs),
+                **_all_metrics(part, target),
+            }
+            for row, name, part in parts
+            for target in targets
+        ),
+        notes=tuple(said),
+    )
 
 
-def _undefined_notes(rows: Sequence[Row], targets: Sequence[str]) -> list[str]:
-    return [
-        f"CCC {target} is undefined for {row.label}: no frame is rated, prediction and rating are one constant, "
-        "or a training diverged."
-        for row in rows
-        for index, target in enumerate(targets)
-        if np.isnan(row.ccc_SE[:, index]).any()
-    ]
+def _part_cell(row: Row, metric: str, target: str) -> str:
+    return NOTHING if metric == "sagr" and not spans_zero(row, target) else _mean_and_sd(row.values(metric, target))
 
 
-def _baseline_notes(rows: Sequence[Row]) -> list[str]:
-    """Say so where the proposed head does not beat the best row of the plain concatenation."""
-    baseline = [(row.overall_ccc, row.label) for row in rows if row.head == BASELINE and not np.isnan(row.overall_ccc)]
-    if not baseline:
-        return []
-    best, label = max(baseline)
-    return [
-        f"{row.label} does not beat {label} here: mean CCC {row.overall_ccc:.3f} against {best:.3f}."
-        for row in rows
-        if row.head == PROPOSED and row.overall_ccc <= best
-    ]
-
-
-def _reliability_notes(rows: Sequence[Row]) -> list[str]:
-    """Say whether weighing modalities by their reliability is better than the proposed head, on the same seeds."""
-    notes = []
-    for row in rows:
-        rival = _rival(row, rows) if row.head == RELIABILITY else None
-        if rival is None:
-            continue
-        common = sorted(row.mean_ccc.keys() & rival.mean_ccc.keys())
-        difference_S = np.array([row.mean_ccc[seed] - rival.mean_ccc[seed] for seed in common])
-        notes.append(f"{row.label} against {rival.label}: {_verdict(difference_S)}")
-    return notes
-
-
-def _rival(row: Row, rows: Sequence[Row]) -> Row | None:
-    """Return the proposed head's row to compare with, trained alike: with its defaults, else the best."""
-    alike = [other for other in rows if other.head == PROPOSED and other.record.options == row.record.options]
-    defaults = [other for other in alike if not other.record.head_options]
-    return max(defaults or alike, key=lambda other: other.overall_ccc, default=None)
-
-
-def _verdict(difference_S: npt.NDArray[np.float64]) -> str:
-    """Say what paired differences of mean CCC tell: better is what is more than two standard errors above 0."""
-    if not len(difference_S):
-        return "no seed in common, nothing to tell."
-    if num_undefined := int(np.isnan(difference_S).sum()):
-        return f"undefined in {num_undefined} of {_count(len(difference_S), 'common seed')}; not recommended."
-    mean, sd = _moments(difference_S)
-    deviation = "" if sd is None else f" ± {sd:.3f}"
-    found = f"paired difference of mean CCC {mean:+.3f}{deviation} over {_count(len(difference_S), 'common seed')}"
-    if sd is None or len(difference_S) < MIN_COMMON_SEEDS:
-        return f"{found}; too few to tell, it takes {MIN_COMMON_SEEDS}."
-    standard_error = sd / math.sqrt(len(difference_S))
-    if mean <= 2 * standard_error:
-        return (
-            f"{found}, not above twice its standard error ({2 * standard_error:.3f}); it is not better, and therefore "
-            "not recommended."
-        )
-    return f"{found}, above twice its standard error ({2 * standard_error:.3f}); it is better by {mean:.3f}."
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+def _all_metrics(row: Row, target: str) -> dict[str, float | None]:
+    """Return mean and deviation over seeds of every metric that there is."""
+    values: dict[str, float | None] = {}
+    for metric in registry.METRICS:
+        values[f"{metric}_mean"], values[f"{metric}_sd"] = moments(row.values(metric, target))
+    return values

@@ -26,7 +26,7 @@ import numpy as np
 
 from avfuse import __version__, registry
 from avfuse.atomic import plain_values, write_atomically
-from avfuse.schema import Predictions, UsageError
+from avfuse.schema import Predictions, Range, UsageError
 
 FORMAT_VERSION = 2
 RUN_FILE = "run.json"
@@ -63,6 +63,10 @@ class RunRecord:
     summary : dict
         Filled when training ends: best epoch, epochs, number of parameters, seconds, validation CCC per target.
     complete : bool
+    ranges : tuple of (float, float) or None
+        Lowest and highest rating of each target; None where the corpus declares none, empty in records of before.
+    hop : int
+        Frames between two clips: 1 where every frame was predicted by itself, 0 where the record does not say.
     """
 
     head: str
@@ -77,6 +81,8 @@ class RunRecord:
     revision: str = ""
     summary: dict[str, Any] = field(default_factory=dict)
     complete: bool = False
+    ranges: tuple[Range | None, ...] = ()
+    hop: int = 0
     format_version: int = FORMAT_VERSION
 
     @property
@@ -141,7 +147,8 @@ def read_run(run: Path) -> RunRecord:
                 f"{path} has format version {version}; this avfuse reads {FORMAT_VERSION}: "
                 "make the run again with this one, or read it with the one that made it"
             )
-        return RunRecord(**{**values, "targets": tuple(values["targets"])})
+        ranges = tuple(item and (float(item[0]), float(item[1])) for item in values.get("ranges", ()))
+        return RunRecord(**{**values, "targets": tuple(values["targets"]), "ranges": ranges})
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise UsageError(f"{path} is not a run record ({error}); remove {run} and train it again") from error
 

@@ -11,6 +11,7 @@ A line that changes the shape of a tensor changes the suffix of its name.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,12 +23,17 @@ if TYPE_CHECKING:
     import torch
 
 PARTITIONS = ("train", "validation", "test")
+SIDES = ("left", "right")
+Range = tuple[float, float]
+"""The lowest and the highest rating that a target can have."""
 MAX_EXCESS_S = 60.0  # of intervals beyond the end of a video that is shorter
 MAX_ROW_DIFFERENCE, MAX_ROW_DIFFERENCE_SHARE = 5, 0.02  # annotation rows that may be missing or left over
+MAX_LINES_NAMED = 10  # in one message
 _CLOCK_ROUNDING_S = 1e-6  # a frame's time is a product of a time stamp and its unit
 
 FAILURE_REASONS = {
     "missing_file": "the media file is not where the corpus says it is",
+    "missing_crops": "there are no aligned images of the face where the corpus says they are",
     "unreadable": "the media file cannot be opened or decoded",
     "truncated": "the file ends before the frames that it advertises",
     "too_slow": "the frame rate is too low for clips, as in time-lapse recordings",
@@ -64,6 +70,32 @@ class RecordingError(Exception):
 
 
 @dataclass(frozen=True)
+class Fault:
+    """One line of an annotation file that does not follow its format, counted from 1, and what is wrong with it."""
+
+    path: Path
+    line: int
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.path}, line {self.line}: {self.message}"
+
+
+class AnnotationError(RecordingError):
+    """An annotation file does not follow its format; `faults` are all of its faulty lines, in order.
+
+    The reason is ``annotation_invalid``; the message is the first fault, with the lines of the others behind it.
+    """
+
+    def __init__(self, faults: Sequence[Fault]) -> None:
+        first, *others = faults
+        lines = ", ".join(str(fault.line) for fault in others[:MAX_LINES_NAMED])
+        more = f", and {len(others) - MAX_LINES_NAMED} more" if len(others) > MAX_LINES_NAMED else ""
+        super().__init__("annotation_invalid", f"{first}" + (f" (so also lines {lines}{more})" if others else ""))
+        self.faults = tuple(faults)
+
+
+@dataclass(frozen=True)
 class Failure:
     """Why a recording could not be used: a key of `FAILURE_REASONS`, and what was found."""
 
@@ -79,7 +111,9 @@ class Recording:
     `name` is unique in its corpus: a POSIX path relative to the corpus root, without extension, or the name that the
     data set's annotation files use. `annotation_path` is None where no target is known (a test partition).
     `annotation_sha256` is the digest of the recording's own part of a file that rates several; without it the whole
-    file counts as its annotation.
+    file counts as its annotation. `face_side` tells which of two people in the picture is meant, ``left`` or ``right``
+    as seen by the viewer; None where there is one. `crops` is the folder of aligned images of the face,
+    ``00001.jpg`` being the first frame's, for corpora that bring them.
     """
 
     name: str
@@ -88,10 +122,24 @@ class Recording:
     subject: str
     annotation_path: Path | None = None
     annotation_sha256: str | None = None
+    face_side: str | None = None
+    crops: Path | None = None
 
     def __post_init__(self) -> None:
         if self.partition not in PARTITIONS:
             raise ValueError(f"{self.name}: partition {self.partition!r} is none of {', '.join(PARTITIONS)}")
+        if self.face_side not in (None, *SIDES):
+            raise ValueError(f"{self.name}: side {self.face_side!r} is none of {', '.join(SIDES)}")
+
+
+@dataclass(frozen=True)
+class RowCount:
+    """How annotation rows and video frames met: `num_dropped` rows rate no frame, `num_without` frames have no row."""
+
+    num_rows: int
+    num_frames: int
+    num_dropped: int
+    num_without: int
 
 
 @dataclass(frozen=True)
@@ -160,6 +208,28 @@ class Annotation:
         shared = min(num_rows, num_frames)
         frame_target_FE[:shared] = self.values_FE[:shared]
         return frame_target_FE
+
+    def count(self, frame_time_s: npt.NDArray[np.float64]) -> RowCount:
+        """Count how the rows meet frames of the given times, by the same rules as `at`.
+
+        By frame, a row without its frame is dropped. By time, a row is dropped that lies before the first frame or
+        behind the last, unless it only ends a step. A frame is without row where no row, or no two rows around it,
+        could rate it; one whose row says "unrated" has a row, and where not every frame is meant to have one, none
+        lacks it.
+        """
+        num_rows, num_frames = len(self.values_FE), len(frame_time_s)
+        if self.time_s is None:
+            num_without = max(0, num_frames - num_rows) if self.is_dense else 0
+            return RowCount(num_rows, num_frames, max(0, num_rows - num_frames), num_without)
+        first_s, last_s = frame_time_s[0] - _CLOCK_ROUNDING_S, frame_time_s[-1] + _CLOCK_ROUNDING_S
+        is_outside = self.time_s > last_s
+        without_F = frame_time_s + _CLOCK_ROUNDING_S < self.time_s[0]
+        if self.is_stepped:
+            is_outside &= ~np.isnan(self.values_FE).all(axis=1)
+        else:
+            is_outside |= self.time_s < first_s
+            without_F |= frame_time_s > self.time_s[-1] + _CLOCK_ROUNDING_S
+        return RowCount(num_rows, num_frames, int(is_outside.sum()), int(without_F.sum()))
 
     def _check_end(self, frame_time_s: npt.NDArray[np.float64]) -> None:
         """Refuse steps that reach far beyond the video, as times in milliseconds do."""

@@ -1,36 +1,76 @@
-"""Scores: complete runs -> their validation CCC, gathered into rows of runs that differ in their seed alone.
+"""Scores: complete runs -> what they got right, gathered into rows of runs that differ in their seed alone.
 
-The score of a run is computed here from its per-frame predictions, never taken from its record: the frames of all
-recordings of the validation partition are concatenated, unrated ones left out, and give one CCC per target.
+The score of a run is computed here from its per-frame predictions, never taken from its record. Each recording is
+reduced to sums of which every metric is a function (`avfuse.metrics.Sums`), by a protocol that says which frames count
+(`avfuse.protocols`). A metric of many recordings is that of the sum of their sums, as if their frames were one trace.
 """
 
 import json
+import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from avfuse import registry
-from avfuse.options import format_assignments
-from avfuse.runs import RunRecord, ccc_by_target, find_runs, read_predictions, read_run
-from avfuse.schema import UsageError
+from avfuse import protocols, registry
+from avfuse.metrics import Sums, gather_groups
+from avfuse.options import format_assignments, parse_fold
+from avfuse.protocols import Evaluation
+from avfuse.runs import RunRecord, find_runs, read_predictions, read_run
+from avfuse.schema import Predictions, UsageError
+
+log = logging.getLogger(__name__)
 
 PARTITION = "validation"
+WHOLE = "all frames"
+
+FloatArray = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class ScoredRun:
-    """A run with its CCC and what it was scored on: {target: CCC}, {target: rated frames}."""
+    """A run, or the runs of all folds of one seed as if they were one, reduced to what every metric needs.
 
-    run: Path
+    Attributes
+    ----------
+    places : tuple of Path
+        The run, or the runs in the order of their folds.
+    record : RunRecord
+        Of the first.
+    recordings, subjects : tuple of str
+        Name and subject of each scored recording (R).
+    sums : {part: {target: Sums}}
+        The sums of each recording, (R, K); NaN but for the number of frames where a prediction is not finite. `WHOLE`
+        is the part of all frames.
+    num_rated : {target: int}
+        Rated frames.
+    num_frames : int
+    revisions : tuple of str
+        The code that made each of the runs, as recorded.
+    """
+
+    places: tuple[Path, ...]
     record: RunRecord
-    ccc: Mapping[str, float]
+    recordings: tuple[str, ...]
+    subjects: tuple[str, ...]
+    sums: Mapping[str, Mapping[str, Sums]]
     num_rated: Mapping[str, int]
-    num_recordings: int
     num_frames: int
+    revisions: tuple[str, ...]
+
+    def names(self, by: str) -> tuple[str, ...]:
+        """Return the subject of each recording, or its own name, (R,)."""
+        return self.subjects if by == "subject" else self.recordings
+
+    def restricted(self, by: str, name: str) -> "ScoredRun":
+        """Return the run with the sums of one subject's recordings, or of one recording, alone."""
+        chosen_R = np.array([other == name for other in self.names(by)], np.bool_)
+        sums = {target: replace(whole, values=whole.values[chosen_R]) for target, whole in self.sums[WHOLE].items()}
+        return replace(self, sums={WHOLE: sums})
 
 
 @dataclass(frozen=True)
@@ -39,6 +79,7 @@ class Row:
 
     runs: tuple[ScoredRun, ...]
     options: str
+    evaluation: Evaluation
 
     @property
     def record(self) -> RunRecord:
@@ -56,39 +97,70 @@ class Row:
         return f"{self.head} ({self.options})" if self.options else self.head
 
     @property
-    def revisions(self) -> list[str]:
-        """The code that made the runs, as far as it is known."""
-        known = [revision for item in self.runs for revision in item.record.revision.split(", ") if revision]
-        return list(dict.fromkeys(known))
+    def seeds(self) -> tuple[int, ...]:
+        """The seeds of the runs (S)."""
+        return tuple(item.record.seed for item in self.runs)
 
     @property
-    def ccc_SE(self) -> npt.NDArray[np.float64]:
-        """The CCC of every run, (seeds, targets)."""
-        return np.array([[item.ccc[target] for target in self.record.targets] for item in self.runs])
+    def revisions(self) -> list[str]:
+        """The code that made the runs, as far as it is known."""
+        known = [revision for item in self.runs for text in item.revisions for revision in text.split(", ")]
+        return list(dict.fromkeys(filter(None, known)))
+
+    def values(self, metric: str, target: str) -> FloatArray:
+        """Return a metric of every run, (S,), over the frames of all recordings together."""
+        of = registry.load("metric", metric).of
+        return np.array([float(of(item.sums[WHOLE][target].pooled())) for item in self.runs])
+
+    def values_SE(self, metric: str = "ccc") -> FloatArray:
+        """Return a metric of every run and target, (S, E)."""
+        return np.stack([self.values(metric, target) for target in self.record.targets], axis=1)
+
+    def num_scored(self, target: str) -> int:
+        """Return how many frames each run was scored on."""
+        return int(self.runs[0].sums[WHOLE][target].num.sum())
+
+    def divided(self, by: str) -> dict[str, "Row"]:
+        """Return the row once per recording or subject, or per part that it was scored by, with that part's frames."""
+        if by not in ("recording", "subject"):
+            names = [part for part in self.runs[0].sums if part != WHOLE]
+            runs = [[replace(item, sums={WHOLE: item.sums[name]}) for item in self.runs] for name in names]
+        else:
+            names = list(dict.fromkeys(self.runs[0].names(by)))
+            runs = [[item.restricted(by, name) for item in self.runs] for name in names]
+        return {name: replace(self, runs=tuple(part)) for name, part in zip(names, runs, strict=True)}
 
     @property
     def mean_ccc(self) -> dict[int, float]:
         """The mean over the targets, by seed."""
-        seeds = [item.record.seed for item in self.runs]
-        return dict(zip(seeds, self.ccc_SE.mean(axis=1).tolist(), strict=True))
+        return dict(zip(self.seeds, self.values_SE().mean(axis=1).tolist(), strict=True))
 
     @property
     def overall_ccc(self) -> float:
         """The mean over targets and seeds."""
-        return float(self.ccc_SE.mean())
+        return float(self.values_SE().mean())
 
 
-def score(places: Sequence[Path]) -> tuple[list[Row], int]:
-    """Score the complete runs in some folders; return their rows, and how many runs are incomplete.
+def score(
+    places: Sequence[Path],
+    protocol: Sequence[str] = ("strict",),
+    smoothing: Sequence[str] = (),
+    by: str | None = None,
+) -> tuple[list[Row], int]:
+    """Score the complete runs in some folders; return their rows, and how many runs are left out as incomplete.
+
+    The runs of all folds of a seed count as one, in which every subject was predicted by a head that did not see it;
+    where a fold is missing, they are incomplete.
 
     Rows come in the order in which the runs or folders were given, those of one folder in the registry's order of
-    heads, then by options.
+    heads, then by options. `protocol` and `smoothing` are given as a user gives them, for every target or as
+    TARGET=VALUE; `by` names the parts that are scored beside the whole.
 
     Raises
     ------
     UsageError
         If there is no complete run, the runs stem from different features, data sets or targets, one training is
-        there twice, or a run's predictions cannot be scored.
+        there twice, a run's predictions cannot be scored, or protocol or smoothing cannot be used.
     """
     order = {run: number for number, place in reversed(list(enumerate(places))) for run in find_runs([place])}
     found = [(run, read_run(run)) for run in find_runs(places)]
@@ -96,8 +168,16 @@ def score(places: Sequence[Path]) -> tuple[list[Row], int]:
     if not complete:
         raise UsageError(f"none of {len(found)} runs is complete; finish one with: avfuse fuse-train")
     _check_comparable(complete)
-    groups = [[_score(run, record) for run, record in group] for group in _grouped(complete)]
-    return _rows(sorted(groups, key=lambda group: _order(group, order))), len(found) - len(complete)
+    targets = complete[0][1].targets
+    evaluation = Evaluation(
+        protocols.by_target(protocol, targets, "protocol"), protocols.seconds_by_target(smoothing, targets)
+    )
+    groups = _grouped(complete)
+    scored = [[_score(folds, evaluation, by) for folds in group] for group in groups if group]
+    if not scored:
+        raise UsageError(f"none of {len(found)} runs stands beside those of all other folds; train the missing folds")
+    num_scored = sum(len(item.places) for group in scored for item in group)
+    return _rows(sorted(scored, key=lambda group: _order(group, order)), evaluation), len(found) - num_scored
 
 
 def _check_comparable(runs: Sequence[tuple[Path, RunRecord]]) -> None:
@@ -119,61 +199,129 @@ def _check_comparable(runs: Sequence[tuple[Path, RunRecord]]) -> None:
             )
 
 
-def _grouped(runs: Sequence[tuple[Path, RunRecord]]) -> list[list[tuple[Path, RunRecord]]]:
-    """Gather the runs that differ in their seed alone, seeds in order."""
-    groups: dict[str, list[tuple[Path, RunRecord]]] = {}
+def _grouped(runs: Sequence[tuple[Path, RunRecord]]) -> list[list[list[tuple[Path, RunRecord]]]]:
+    """Gather the runs that differ in seed and fold alone: for each row and seed, seeds in order, its folds in order."""
+    groups: dict[str, dict[int, list[tuple[Path, RunRecord]]]] = {}
     for run, record in runs:
-        key = json.dumps([record.head, record.head_options, record.options], sort_keys=True)
-        groups.setdefault(key, []).append((run, record))
-    for group in groups.values():
-        group.sort(key=lambda item: item[1].seed)
-        for (run, record), (other_run, other) in pairwise(group):
-            if record.seed == other.seed:
-                raise UsageError(f"{run} and {other_run} are the same training, seed {other.seed}; give one of them")
-    return list(groups.values())
+        key = json.dumps([record.head, record.head_options, _options(record)], sort_keys=True)
+        groups.setdefault(key, {}).setdefault(record.seed, []).append((run, record))
+    return [[folds for _, folds in sorted(by_seed.items()) if _are_all_folds(folds)] for by_seed in groups.values()]
 
 
-def _score(run: Path, record: RunRecord) -> ScoredRun:
-    """Compute the CCC per target over the concatenated validation frames of one run."""
+def _options(record: RunRecord) -> dict[str, Any]:
+    """Return the options that tell rows apart: of a fold, only how many there are."""
+    options = {key: value for key, value in record.options.items() if key != "fold"}
+    fold = record.options.get("fold")
+    return options if fold is None else {**options, "folds": parse_fold(fold)[1]}
+
+
+def _are_all_folds(runs: list[tuple[Path, RunRecord]]) -> bool:
+    """Put the runs of one seed in the order of their folds; tell whether none is missing, refuse one given twice.
+
+    A run without folds is the only one.
+    """
+    runs.sort(key=lambda item: _fold(item[1]))
+    for (run, record), (other_run, other) in pairwise(runs):
+        if _fold(record) == _fold(other):
+            raise UsageError(f"{run} and {other_run} are the same training, seed {other.seed}; give one of them")
+    num_folds = _fold(runs[0][1])[1]
+    missing = sorted(set(range(num_folds)) - {_fold(record)[0] for _, record in runs})
+    if missing:
+        names = ", ".join(f"{index + 1}/{num_folds}" for index in missing)
+        log.warning("%s and its other folds are left out: fold %s is missing", runs[0][0], names)
+    return not missing
+
+
+def _fold(record: RunRecord) -> tuple[int, int]:
+    fold = record.options.get("fold")
+    return (0, 1) if fold is None else parse_fold(fold)
+
+
+def _score(runs: Sequence[tuple[Path, RunRecord]], evaluation: Evaluation, by: str | None) -> ScoredRun:
+    """Reduce the validation predictions of one run, or of the folds of one seed, to sums."""
+    predictions = [item for run, record in runs for item in _read(run, record)]
+    run, record = runs[0]
+    if len({item.recording for item in predictions}) < len(predictions):
+        raise UsageError(f"{run} and its other folds hold out the same recording; train them again on one machine")
+    masks = [{WHOLE: np.ones(len(item.time_s), np.bool_), **_parts(item, by)} for item in predictions]
+    sums: dict[str, dict[str, Sums]] = {part: {} for part in masks[0]}
+    for target in record.targets:
+        traces = [evaluation.frames(item, target) for item in predictions]
+        for part in sums:
+            chosen = [(mask[part], *trace) for mask, trace in zip(masks, traces, strict=True)]
+            try:
+                traces_of_part = [(prediction_F[of_F], target_F[of_F]) for of_F, prediction_F, target_F in chosen]
+                sums[part][target] = _gather(traces_of_part, _origin(predictions, target))
+            except ValueError as error:
+                problem = f"{run} cannot be scored on {target}: {error}"
+                raise UsageError(f"{problem}; train it again, or leave it out") from error
+    target_FE = np.concatenate([item.target_FE for item in predictions])
+    return ScoredRun(
+        places=tuple(run for run, _ in runs),
+        record=record,
+        recordings=tuple(item.recording for item in predictions),
+        subjects=tuple(item.subject for item in predictions),
+        sums=sums,
+        num_rated=dict(zip(record.targets, (~np.isnan(target_FE)).sum(axis=0).tolist(), strict=True)),
+        num_frames=len(target_FE),
+        revisions=tuple(record.revision for _, record in runs),
+    )
+
+
+def _read(run: Path, record: RunRecord) -> list[Predictions]:
+    """Return the validation predictions of a run."""
     predictions = [item for item in read_predictions(run) if item.partition == PARTITION]
     if not predictions:
         raise UsageError(f"{run} holds no predictions of the {PARTITION} partition; train it again")
     if predictions[0].targets != record.targets:
         names = f"{', '.join(predictions[0].targets)}, its record {', '.join(record.targets)}"
         raise UsageError(f"{run} is damaged: its predictions are of {names}; train it again")
-    try:
-        ccc = ccc_by_target(predictions)
-    except ValueError as error:
-        raise UsageError(f"{run} cannot be scored on {error}; train it again, or leave it out") from error
-    target_FE = np.concatenate([item.target_FE for item in predictions])
-    return ScoredRun(
-        run=run,
-        record=record,
-        ccc=ccc,
-        num_rated=dict(zip(record.targets, (~np.isnan(target_FE)).sum(axis=0).tolist(), strict=True)),
-        num_recordings=len(predictions),
-        num_frames=len(target_FE),
-    )
+    return predictions
+
+
+def _parts(item: Predictions, by: str | None) -> dict[str, npt.NDArray[np.bool_]]:
+    """Return the frames of the parts that divide a recording; recordings and subjects are sums already."""
+    return protocols.parts(item, by) if by in ("face", "coverage") else {}
+
+
+def _origin(predictions: Sequence[Predictions], target: str) -> tuple[float, float]:
+    """Return from where sums are taken: the first rating, which is the same for all runs that can be compared."""
+    for item in predictions:
+        target_F = item.target_FE[:, item.targets.index(target)]
+        rated_F = target_F[np.isfinite(target_F)]
+        if rated_F.size:
+            return float(rated_F[0]), float(rated_F[0])
+    return 0.0, 0.0
+
+
+def _gather(traces: Sequence[tuple[FloatArray, FloatArray]], origin: tuple[float, float]) -> Sums:
+    """Return the sums of each recording; NaN where a head diverged, and what it predicts is not finite."""
+    if all(np.isfinite(prediction_F).all() for prediction_F, _ in traces):
+        return gather_groups(traces, origin)
+    undefined = gather_groups([(target_F, target_F) for _, target_F in traces], origin)
+    undefined.values[:, 1:] = np.nan
+    return undefined
 
 
 def _order(group: Sequence[ScoredRun], places: Mapping[Path, int]) -> tuple[int, int, str, str]:
     """Return where a group stands: by the first place that named it, then by head as registered, then by options."""
     record, heads = group[0].record, list(registry.HEADS)
     return (
-        min(places[item.run] for item in group),
+        min(places[place] for item in group for place in item.places),
         heads.index(record.head) if record.head in heads else len(heads),
         format_assignments(record.head_options),
         format_assignments(record.options),
     )
 
 
-def _rows(groups: Sequence[Sequence[ScoredRun]]) -> list[Row]:
+def _rows(groups: Sequence[Sequence[ScoredRun]], evaluation: Evaluation) -> list[Row]:
     """Turn groups of runs into rows, each with the options that tell it from the others."""
-    records = [group[0].record for group in groups]
-    keys = {key for record in records for key in record.options}
-    values = {key: {json.dumps(record.options.get(key), sort_keys=True) for record in records} for key in keys}
+    options = [_options(group[0].record) for group in groups]
+    keys = {key for known in options for key in known}
+    values = {key: {json.dumps(known.get(key), sort_keys=True) for known in options} for key in keys}
     rows = []
-    for group, record in zip(groups, records, strict=True):
-        differing = {key: value for key, value in record.options.items() if len(values[key]) > 1}
-        rows.append(Row(tuple(group), format_assignments({**differing, **record.head_options})))
+    for group, known in zip(groups, options, strict=True):
+        differing = {key: value for key, value in known.items() if len(values[key]) > 1}
+        shown = format_assignments({**differing, **group[0].record.head_options})
+        rows.append(Row(tuple(group), shown, evaluation))
     return rows

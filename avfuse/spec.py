@@ -6,17 +6,20 @@ Both are plain values that compare equal when, and only when, the features would
 from __future__ import annotations
 
 import hashlib
+import re
 import unicodedata
 import urllib.parse
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from avfuse.atomic import digest_json
-from avfuse.schema import Recording, RecordingError
+from avfuse.schema import Range, Recording, RecordingError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+CROP_SUFFIXES = (".jpg", ".jpeg", ".png")  # in the order of preference
+_CROP_NUMBER = re.compile(r"\d{5}|[1-9]\d{5,}", re.ASCII)
 _FINGERPRINT_LENGTH = 12
 _MAX_NAME_BYTES = 180
 
@@ -25,7 +28,8 @@ _MAX_NAME_BYTES = 180
 class CacheSpec:
     """Everything that a stored feature depends on, besides the recording itself.
 
-    The fingerprint is a digest of all fields; two stores with equal fingerprints may be read as one.
+    The fingerprint is a digest of all fields; two stores with equal fingerprints may be read as one. `ranges` holds
+    the lowest and the highest rating of each target, None where the corpus declares none.
     """
 
     dataset: str
@@ -40,6 +44,7 @@ class CacheSpec:
     libraries: dict[str, str]
     video_shape: tuple[int, ...] = (512, 7, 7)
     audio_shape: tuple[int, ...] = (512,)
+    ranges: tuple[Range | None, ...] = ()
     format_version: int = FORMAT_VERSION
 
     @classmethod
@@ -47,7 +52,8 @@ class CacheSpec:
         """Restore a spec from what JSON made of its fields."""
         lists = ("targets", "video_shape", "audio_shape")
         fields: dict[str, Any] = {key: tuple(value) if key in lists else value for key, value in values.items()}
-        return cls(**fields)
+        ranges = tuple(None if item is None else (float(item[0]), float(item[1])) for item in fields.pop("ranges", ()))
+        return cls(**fields, ranges=ranges)
 
     @property
     def fingerprint(self) -> str:
@@ -60,11 +66,33 @@ class CacheSpec:
         return f"{_slug(self.dataset)}-{self.fingerprint}.zarr"
 
 
+class FileDigests:
+    """The sha256 of files, each of which is read once for as long as its size and its time of change stay the same."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[Path, int, int], str] = {}
+
+    def __call__(self, path: Path) -> str:
+        """Return the hexadecimal sha256 of a file's content.
+
+        Raises
+        ------
+        OSError
+            If the file cannot be read.
+        """
+        found = path.stat()
+        key = (path.resolve(), found.st_size, found.st_mtime_ns)
+        if key not in self._known:
+            self._known[key] = _sha256(path)
+        return self._known[key]
+
+
 @dataclass(frozen=True)
 class Source:
     """What a cached recording was made from; a changed source makes it again.
 
-    `annotation_sha256` is None for a recording without annotation.
+    `annotation_sha256` is None for a recording without annotation, `face_side` for one of a single person.
+    `crops_sha256` is the digest of the names and contents of the aligned images, None where faces were detected.
     """
 
     partition: str
@@ -72,29 +100,92 @@ class Source:
     file: str
     sha256: str
     annotation_sha256: str | None
+    face_side: str | None = None
+    crops_sha256: str | None = None
 
     @classmethod
-    def of(cls, recording: Recording, root: Path) -> Source:
+    def of(
+        cls, recording: Recording, root: Path, digest: Callable[[Path], str] | None = None, with_crops: bool = False
+    ) -> Source:
         """Describe the files of a recording.
+
+        Parameters
+        ----------
+        recording : Recording
+        root : Path
+            Root of its corpus.
+        digest : callable, optional
+            Returns the sha256 of a file; a `FileDigests` reads a file that several recordings share once.
+        with_crops : bool
+            Whether the faces come from the aligned images, which are then part of the source.
 
         Raises
         ------
         RecordingError
-            With reason ``missing_file`` or ``annotation_invalid``, when one of them cannot be read.
+            With reason ``missing_file``, ``annotation_invalid`` or ``missing_crops``, when one of them cannot be read.
         """
-        digest = _digest(recording.path, "missing_file")
+        digest = digest or FileDigests()
+        video = _readable(digest, recording.path, "missing_file")
         annotation, traced = recording.annotation_sha256, recording.annotation_path
         if annotation is None and traced is not None:
-            annotation = _digest(traced, "annotation_invalid")
+            annotation = _readable(digest, traced, "annotation_invalid")
         inside = recording.path.is_relative_to(root)
         file = recording.path.relative_to(root).as_posix() if inside else recording.path.name
-        return cls(recording.partition, recording.subject, file, digest, annotation)
+        crops = _digest_crops(recording) if with_crops else None
+        return cls(recording.partition, recording.subject, file, video, annotation, recording.face_side, crops)
 
 
-def _digest(path: Path, reason: str) -> str:
+def list_crops(recording: Recording) -> dict[int, Path]:
+    """Return the aligned images of a recording by the index of their frame: ``00001.jpg`` is that of frame 0.
+
+    Numbers have five digits, or more from 100000 on. Of ``.jpg``, ``.jpeg`` and ``.png`` the first that is there
+    counts; other files are no aligned images.
+
+    Raises
+    ------
+    RecordingError
+        With reason ``missing_crops``, if the recording has no folder of such images, the folder holds none or cannot
+        be read, or its images are counted from 0.
+    """
+    folder = recording.crops
+    if folder is None:
+        raise RecordingError("missing_crops", f"the corpus has no folder of aligned images of {recording.name}")
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        found = [path for path in folder.iterdir() if _is_crop(path)]
+    except OSError as error:
+        raise RecordingError("missing_crops", f"{folder} cannot be read ({error.strerror})") from error
+    found.sort(key=lambda path: (CROP_SUFFIXES.index(path.suffix.lower()), path.name), reverse=True)
+    images = {int(path.stem) - 1: path for path in found}  # of two for one frame the last, which is the preferred
+    if not images:
+        raise RecordingError(
+            "missing_crops", f"{folder} holds no image that is named as 00001.jpg is ({', '.join(CROP_SUFFIXES)})"
+        )
+    if -1 in images:
+        raise RecordingError("missing_crops", f"{images[-1]}: images are counted from 1, the first frame is 00001.jpg")
+    return dict(sorted(images.items()))
+
+
+def _is_crop(path: Path) -> bool:
+    return bool(_CROP_NUMBER.fullmatch(path.stem)) and path.suffix.lower() in CROP_SUFFIXES and path.is_file()
+
+
+def _digest_crops(recording: Recording) -> str:
+    """Return a digest of the names and contents of the aligned images, which are read one by one."""
+    digest = hashlib.sha256()
+    for path in list_crops(recording).values():
+        digest.update(f"{path.name}/{_readable(_sha256, path, 'missing_crops')}\n".encode())
+    return digest.hexdigest()
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _readable(digest: Callable[[Path], str], path: Path, reason: str) -> str:
+    """Return the digest of a file that the recording cannot do without."""
+    try:
+        return digest(path)
     except OSError as error:
         raise RecordingError(reason, f"{path} cannot be read ({error.strerror})") from error
 

@@ -27,11 +27,11 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from avfuse import checkpoint, registry, runs
 from avfuse.atomic import digest_json, locked, sweep
 from avfuse.cache import FeatureCache
-from avfuse.dataset import WindowedPartition, feature_moments
+from avfuse.dataset import WindowedPartition, feature_moments, warn_of_leaks
 from avfuse.device import choose_device, keep_freed_memory
 from avfuse.fusion import FusionHead
 from avfuse.losses import LOSSES
-from avfuse.options import TrainOptions, cache_home, parse_assignments
+from avfuse.options import TrainOptions, cache_home, parse_assignments, parse_fold
 from avfuse.schema import Batch, Predictions, UsageError
 
 log = logging.getLogger(__name__)
@@ -192,6 +192,8 @@ def _record(options: TrainOptions, head_options: dict[str, Any], cache: FeatureC
         features=cache.digest(("train", "validation")),
         versions={name: version(name) for name in ("avfuse", "torch", "numpy", "zarr")},
         revision=runs.code_revision(),
+        ranges=cache.spec.ranges,
+        hop=int(cache.spec.clip["hop"]),
     )
 
 
@@ -224,8 +226,10 @@ def _cache_arguments(options: TrainOptions, cache: FeatureCache) -> dict[str, An
 def _load_data(options: TrainOptions, cache: FeatureCache) -> _Data:
     device = choose_device(options.device)
     grid = (options.num_clips, options.spacing)
-    training = WindowedPartition(cache, "train", *grid, complete=options.windows == "complete")
-    validation = WindowedPartition(cache, "validation", *grid, overlap=options.overlap)
+    fold = None if options.fold is None else parse_fold(options.fold)
+    training = WindowedPartition(cache, "train", *grid, complete=options.windows == "complete", fold=fold)
+    validation = WindowedPartition(cache, "validation", *grid, overlap=options.overlap, fold=fold)
+    warn_of_leaks(training, validation)
     for partition, name in ((training, "train"), (validation, "validation")):
         target_NE = np.concatenate(partition.target_NE)
         for target, values_N in zip(cache.spec.targets, target_NE.T, strict=True):

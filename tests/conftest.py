@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -42,6 +43,7 @@ def write_video(
     *,
     rate_hz: int = 44_100,
     sound_start_s: float = 0.0,
+    sound_clock: float = 1.0,
     video_codec: str = "libx264",
     sound_codec: str = "aac",
     video_options: dict[str, str] | None = None,
@@ -50,6 +52,7 @@ def write_video(
     """Write a recording whose frames and sound carry exactly the given time stamps; return its path.
 
     `sound_CS` holds one row per channel, or is flat for one channel; its first sample sounds at `sound_start_s`.
+    By its time stamps the sound lasts `sound_clock` times as long as by its samples.
     """
     with av.open(str(path), "w") as container:
         if len(frame_time_s):
@@ -74,7 +77,27 @@ def write_video(
                     np.ascontiguousarray(sound_CS[:, start : start + 1024]), format="fltp", layout=sound.layout.name
                 )
                 piece.sample_rate, piece.time_base = rate_hz, Fraction(1, rate_hz)
-                piece.pts = round(sound_start_s * rate_hz) + start
+                piece.pts = round(sound_start_s * rate_hz + start * sound_clock)
                 container.mux(sound.encode(piece))
             container.mux(sound.encode(None))
+    return path
+
+
+def remux(
+    source: Path,
+    path: Path,
+    keep: Callable[[Any], bool] = lambda packet: True,
+    shift_s: float = 0.0,
+    options: dict[str, str] | None = None,
+) -> Path:
+    """Copy the packets that are to be kept into another file, moved in time by `shift_s`; return its path."""
+    with av.open(str(source)) as old, av.open(str(path), "w", options=options or {}) as new:
+        streams = {stream.index: new.add_stream_from_template(stream) for stream in old.streams}
+        for packet in old.demux():
+            if packet.size and keep(packet):
+                ticks = round(shift_s / packet.time_base)
+                packet.pts += ticks
+                packet.dts = None if packet.dts is None else packet.dts + ticks
+                packet.stream = streams[packet.stream.index]
+                new.mux(packet)
     return path

@@ -2,8 +2,8 @@
 
 Layers, from the ground up; a module may import what lies below it, never what lies beside or above it:
 
-- 0 nouns, knobs, plugs, within which the order is schema, atomic, paper and mapped, then registry, spec and
-  weights, then options
+- 0 nouns, knobs, plugs, within which the order is schema, atomic, paper and mapped, then registry, spec,
+  partitions and weights, then options
 - 1 parts and sockets: each part for itself, a plug in its socket's folder
 - 2 assemblies, 3 stages, 4 the door
 """
@@ -30,10 +30,15 @@ LAYERS = {
     "weights": (0, 1),
     "registry": (0, 1),
     "spec": (0, 1),
+    "partitions": (0, 1),
     "options": (0, 2),
-    **dict.fromkeys(("media", "faces", "cache", "runs", "device", "synthesis", *SOCKETS), (1, 0)),
-    **dict.fromkeys(("dataset", "losses", "scores", "checkpoint"), (2, 0)),
-    **dict.fromkeys(("extract", "train", "report", "demo", "published"), (3, 0)),
+    **dict.fromkeys(("media", "faces", "cache", "runs", "device", "synthesis"), (1, 0)),
+    **dict.fromkeys(("protocols", "statistics", "submission", *SOCKETS), (1, 0)),
+    **dict.fromkeys(("dataset", "losses", "scores", "checkpoint", "inspection"), (2, 0)),
+    "comparison": (2, 1),
+    "findings": (2, 1),
+    "notes": (2, 2),
+    **dict.fromkeys(("extract", "train", "report", "demo", "published", "audit", "predict"), (3, 0)),
     "terminal": (4, 0),
     "cli": (4, 1),
     "__main__": (4, 2),
@@ -42,6 +47,8 @@ LAYERS = {
 WALLS = {
     "train": {"media", "faces", "encoders", "corpora", "extract", "report", "demo"},
     "extract": {"fusion", "losses", "metrics", "dataset", "checkpoint", "runs"},
+    "audit": {"faces", "encoders", "fusion", "cache", "dataset", "checkpoint", "runs", "device"},
+    "predict": {"media", "faces", "encoders", "corpora", "extract", "train", "report", "demo"},
     "report": {"media", "faces", "encoders", "corpora", "fusion", "checkpoint", "cache", "device"},
 }
 UNTESTED = {"__init__", "__main__", "cli"}  # their tests are test_architecture.py and test_end_to_end.py

@@ -35,6 +35,7 @@ def spec(**changes: Any) -> CacheSpec:
         "libraries": {},
         "video_shape": SHAPE,
         "audio_shape": (5,),
+        "ranges": ((-1.0, 1.0), None),
     }
     return CacheSpec(**{**values, **changes})
 
@@ -136,7 +137,17 @@ def test_open_and_find(tmp_path: Path, store: FeatureCache) -> None:
 
 
 @pytest.mark.parametrize(
-    ("field", "value", "message"), [("precision", "fp8", "altered after"), ("format_version", 99, "format version 99")]
+    ("field", "value", "message"),
+    [
+        ("precision", "fp8", "altered after"),
+        ("ranges", [[-1.0, 1.0], [0.0, 1.0]], "altered after"),
+        (
+            "format_version",
+            1,
+            "version 1; this avfuse reads 2: remove it, and make its features again with: avfuse",
+        ),
+        ("format_version", 99, "format version 99"),
+    ],
 )
 def test_altered_settings_are_refused(store: FeatureCache, field: str, value: object, message: str) -> None:
     path = store.path / "zarr.json"
@@ -151,7 +162,15 @@ def test_holds_only_what_is_whole_and_of_the_same_source(store: FeatureCache) ->
     assert not store.holds("a", SOURCE)
     write(store, "a", 4)
     assert store.holds("a", SOURCE)
-    for change in ({"sha256": "ef" * 32}, {"annotation_sha256": None}, {"partition": "test"}, {"subject": "other"}):
+    changes: list[dict[str, Any]] = [
+        {"sha256": "ef" * 32},
+        {"annotation_sha256": None},
+        {"partition": "test"},
+        {"subject": "other"},
+        {"face_side": "left"},
+        {"crops_sha256": "ef" * 32},
+    ]
+    for change in changes:
         assert not store.holds("a", dataclasses.replace(SOURCE, **change))
     chunk = store.path / "recordings" / "a" / "video" / "c" / "0" / "0" / "0" / "0"
     whole = chunk.read_bytes()

@@ -20,7 +20,15 @@ from toy import toy_cache
 from avfuse import registry
 from avfuse.cache import FeatureCache
 from avfuse.cli import cli, main
-from avfuse.options import DemoOptions, ExtractOptions, ImportOptions, ReportOptions, TrainOptions
+from avfuse.options import (
+    AuditOptions,
+    DemoOptions,
+    ExtractOptions,
+    ImportOptions,
+    PredictOptions,
+    ReportOptions,
+    TrainOptions,
+)
 
 Run = Callable[..., tuple[int, str, str]]
 TINY = (
@@ -67,8 +75,8 @@ def _tiny_encoders(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def aff_wild2(root: Path) -> Path:
     """Lay out a corpus with one recording to train on and one to validate on."""
-    for name, folder in (("one", "Train_Set"), ("two", "Validation_Set")):
-        face_video(root / "videos" / f"{name}.mp4", np.arange(40) / FPS)
+    for name, folder, beep_at_s in (("one", "Train_Set", 1.0), ("two", "Validation_Set", 0.5)):
+        face_video(root / "videos" / f"{name}.mp4", np.arange(40) / FPS, beep_at_s=beep_at_s)
         annotation = root / "annotations" / "VA_Estimation_Challenge" / folder / name
         annotation.parent.mkdir(parents=True)
         write_trace(annotation, 40)
@@ -81,8 +89,10 @@ def test_help_names_every_command_and_option(run: Run) -> None:
     assert code == 0
     commands = {
         "demo": DemoOptions,
+        "audit": AuditOptions,
         "extract": ExtractOptions,
         "fuse-train": TrainOptions,
+        "predict": PredictOptions,
         "report": ReportOptions,
         "checkpoint import": ImportOptions,
     }
@@ -123,6 +133,30 @@ def test_from_videos_to_a_table(run: Run, tmp_path: Path) -> None:
         ("concat", t, 2) for t in ("valence", "arousal")
     ]
     assert rows[0]["ccc_mean"] == pytest.approx(np.mean([item["ccc"]["valence"] for item in trained]))
+    code, out, _ = run(
+        "predict",
+        trained[0]["run"],
+        "--cache",
+        cache,
+        "--partition",
+        "validation",
+        "--submission",
+        tmp_path / "submission",
+        "--json",
+    )
+    assert (code, json.loads(out)["num_submission_rows"]) == (0, 40)
+    code, out, _ = run(
+        "predict",
+        trained[0]["run"],
+        "--cache",
+        cache,
+        "--partition",
+        "validation",
+        "--csv",
+        tmp_path / "predictions.csv",
+    )
+    assert (code, len((tmp_path / "predictions.csv").read_text().splitlines())) == (0, 41)
+    assert "recordings (validation)" in out
     code, out, _ = run("report", cache / "runs", "--out", tmp_path / "table.md")
     assert (code, out) == (0, "")
     assert (tmp_path / "table.md").read_text().startswith("#")

@@ -1,67 +1,45 @@
 """Every registered corpus keeps the contract of `avfuse.corpora`; every fault in a trace is told with its line."""
 
+import inspect
 import logging
-from collections.abc import Callable
+import math
+import os
+import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from trees import (
+    CHALLENGE,
+    OLD_CHALLENGE,
+    RATINGS,
+    RATINGS_HEADER,
+    TEST_LIST,
+    TREES,
+    aff_wild2_tree,
+    fatigue_tree,
+    put,
+)
 
 from avfuse import registry
 from avfuse.corpora import Corpus
+from avfuse.corpora._text import Faults
+from avfuse.corpora._traces import Row, parse_numbers, read_number
+from avfuse.corpora._tree import tree_of
 from avfuse.corpora.aff_wild2 import AffWild2Corpus
 from avfuse.corpora.fatigue import FatigueCorpus
 from avfuse.corpora.folder import FolderCorpus
-from avfuse.schema import PARTITIONS, RecordingError, UsageError
+from avfuse.schema import PARTITIONS, AnnotationError, RecordingError, RowCount, UsageError
 from avfuse.spec import Source
 
-CHALLENGE = "annotations/VA_Estimation_Challenge"
-TEST_LIST = "names_of_videos_in_each_test_set/Valence_Arousal_Estimation_Challenge_test_set_release.txt"
-
-
-def put(root: Path, name: str, content: str | bytes = b"") -> Path:
-    path = root / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    return path
-
-
-def aff_wild2_tree(root: Path, trace: str | bytes = "valence,arousal\n0.5,-0.25\n-5,-5\n") -> None:
-    put(root, f"{CHALLENGE}/Train_Set/first.txt", trace)
-    put(root, f"{CHALLENGE}/Validation_Set/second.txt", "valence,arousal\n0,0\n")
-    put(root, TEST_LIST, "third\n")
-    for name in ("batch1/first.mp4", "batch2/second.avi", "batch2/third.MP4"):
-        put(root, name)
-
-
-def folder_tree(root: Path, trace: str | bytes = "valence,arousal\n0.5,-0.25\nnan,\n") -> None:
-    put(root, "train/s1/first.csv", trace)
-    put(root, "validation/s2/second.csv", "valence,arousal\n0,0\n")
-    for name in ("train/s1/first.mp4", "validation/s2/second.avi", "test/s3/third.MP4"):
-        put(root, name)
-
-
-RATINGS_HEADER = "recording,subject,partition,start,end,value"
-RATINGS = f"{RATINGS_HEADER}\nday1/first,s1,train,0,2,3.5\nsecond,s2,validation,1,1.5,10\n"
-
-
-def fatigue_tree(root: Path, ratings: str | bytes = RATINGS) -> None:
-    put(root, "ratings.csv", ratings)
-    for name in ("day1/first.mp4", "second.avi", "day2/third.MP4"):
-        put(root, name)
-
-
-TREES: dict[str, Callable[..., None]] = {
-    "aff_wild2": aff_wild2_tree,
-    "folder": folder_tree,
-    "fatigue": fatigue_tree,
-}
 FIRST_TARGETS = {  # of the first frames, 0.04 s apart, of the recording to train on
     "aff_wild2": {"valence": [0.5, np.nan], "arousal": [-0.25, np.nan]},
     "folder": {"valence": [0.5, np.nan], "arousal": [-0.25, np.nan]},
     "fatigue": {"fatigue": [3.5, 3.5]},
 }
 every_corpus = pytest.mark.parametrize("name", list(registry.CORPORA))
+every_ranged_corpus = pytest.mark.parametrize("name", ["folder", "fatigue"])
 every_corpus_of_traces = pytest.mark.parametrize("name", [name for name in registry.CORPORA if name != "fatigue"])
 
 
@@ -77,6 +55,8 @@ def test_contract(name: str, tmp_path: Path) -> None:
     names = [recording.name for recording in recordings]
     assert corpus.layout
     assert corpus.targets == tuple(FIRST_TARGETS[name])
+    assert len(corpus.ranges) == len(corpus.targets)
+    assert all(limits is None or limits[0] < limits[1] for limits in corpus.ranges)
     assert names == sorted(set(names))
     assert {recording.partition for recording in recordings} == set(PARTITIONS)
     for recording in recordings:
@@ -90,6 +70,18 @@ def test_contract(name: str, tmp_path: Path) -> None:
     assert trace.targets == corpus.targets
     assert trace.values_FE.dtype == np.float64
     np.testing.assert_array_equal(trace.at(np.array([0.0, 0.04])).T, list(FIRST_TARGETS[name].values()))
+
+
+@every_corpus
+def test_arguments_are_what_a_user_can_give(name: str, tmp_path: Path) -> None:
+    plug = registry.load("corpus", name)
+    first, *others = inspect.signature(plug).parameters.values()
+    assert first.name == "root"
+    assert all(type(parameter.default) in {bool, int, float, str} for parameter in others)
+    given = {parameter.name: parameter.default for parameter in others}
+    assert registry.check_arguments("corpus", name, given, reserved=("root",)).keys() <= {"lowest", "highest"}  # NaN
+    TREES[name](tmp_path)
+    assert plug(tmp_path, **given).recordings() == plug(tmp_path).recordings()
 
 
 @every_corpus
@@ -112,14 +104,19 @@ FAULTS = {
     "word": (b"valence,arousal\r\n0,0\r\n0,high\r\n", "line 3: expected a number, got 'high' as arousal"),
     "underscore": (b"valence,arousal\n0,0_1\n", "line 2: expected a number, got '0_1'"),
     "infinity": (b"valence,arousal\n0,inf\n", "line 2: expected a number, got 'inf'"),
+    "quoted": (b'valence,arousal\n0,"0.5"\n', "line 2: expected a number without quotes, got '\"0.5\"' as arousal"),
+    "decimal_comma": (b"valence,arousal\n0,5,0,1\n", "line 2: .*, got 4 .'0,5,0,1'., as decimal commas make; .* point"),
     "overflow": (b"valence,arousal\n0,1e999\n", "line 2: expected a number, got '1e999'"),
     "other_digits": ("valence,arousal\n0,\N{FULLWIDTH DIGIT ONE}\n".encode(), "line 2: expected a number"),
     "header_only": (b"valence,arousal\n", "line 2: expected rows of numbers below the header"),
     "header_and_blank": (b"valence,arousal\n\n\n", "line 2: expected rows of numbers below the header"),
     "utf16": ("valence,arousal\n0,0\n".encode("utf-16"), "line 1: expected UTF-8 text, got UTF-16"),
-    "utf16_unmarked": ("valence,arousal\n0,0\n".encode("utf-16-le"), "line 1: expected UTF-8 text, got a zero byte"),
+    "utf16_little": ("valence,arousal\n0,0\n".encode("utf-16-le"), "line 1: .*, got UTF-16 without a byte order mark"),
+    "utf16_big": ("valence,arousal\n0,0\n".encode("utf-16-be"), "line 1: .*, got UTF-16 without a byte order mark"),
     "latin1": (b"valence,arousal\n0,0\n0,\xe9\n", "line 3: expected UTF-8 text, got the byte 0xe9"),
-    "binary": (b"valence,arousal\n0,0\n\x00\x01", "line 3: expected UTF-8 text, got a zero byte"),
+    "binary": (b"valence,arousal\n0,0\n\x00\x01", "line 3: expected UTF-8 text, got a zero byte .a binary file"),
+    "cr_only": (b"valence,arousal\r0,0\r", "line 1: expected lines that end in LF or CRLF, got a lone CR"),
+    "zeros": (bytes(80), "line 1: expected UTF-8 text, got a zero byte .a binary file"),
     "lone_cr": (b"valence,arousal\n0,0\r0,0\r", "line 2: expected lines that end in LF or CRLF, got a lone CR"),
     "empty_file": (b"", "line 1: expected a header, got an empty file"),
     "only_a_mark": (b"\xef\xbb\xbf", "line 1: expected a header, got an empty file"),
@@ -157,6 +154,53 @@ def test_faulty_trace(name: str, fault: str, tmp_path: Path) -> None:
 
 
 @every_corpus_of_traces
+def test_every_faulty_line_is_named(name: str, tmp_path: Path) -> None:
+    lines = ["arousal,valence", "0,0", "0", "", "0,high", "low,1e999", '0,"1"', "0,0,0", "1,1", "inf,"]
+    error = first_fault(name, tmp_path, "\r\n".join(lines))
+    assert isinstance(error, AnnotationError)
+    assert {fault.path.stem for fault in error.faults} == {"first"}
+    found = [(fault.line, fault.message.partition(" got ")[2].partition(";")[0]) for fault in error.faults]
+    swapped = "'arousal,valence'" if name == "aff_wild2" else "arousal,valence (in another order)"
+    column = "valence" if name == "aff_wild2" else "arousal"
+    other = {"valence": "arousal", "arousal": "valence"}[column]
+    assert found == [
+        (1, swapped),
+        (3, "1 ('0')"),
+        (4, "a blank line"),
+        (5, f"'high' as {other}"),
+        (6, f"'low' as {column}"),
+        (7, f"'\"1\"' as {other}"),
+        (8, "3 ('0,0,0')"),
+        (10, f"'inf' as {column}"),
+    ]
+    assert str(error).startswith(f"{error.faults[0]} (so also lines 3, 4, 5, 6, 7, 8, 10)")
+
+
+AWKWARD = [
+    *("0", "-0.5", "+.5e-3", "1.", ".", "", "nan", "NaN", "-nan", "inf", "1e999", "-1e999", "1_0", "0x1", "1e", "--1"),
+    *("1 2", "0,5", "1d3", "\N{FULLWIDTH DIGIT ONE}", "\N{ARABIC-INDIC DIGIT ONE}", "infinity", "1e5", "1e-400", "1 "),
+]
+
+
+@pytest.mark.parametrize("blank", [False, True])
+def test_rows_that_are_read_at_once_are_read_as_strictly_as_field_by_field(blank: bool, tmp_path: Path) -> None:
+    for field in AWKWARD:
+        alone, together = Faults(tmp_path), Faults(tmp_path)
+        expected = read_number(alone, 7, "a", field, blank=blank)
+        values = parse_numbers(together, [Row(7, [field, "0"])], ("a", "b"), blank=blank)
+        np.testing.assert_array_equal(values, [[expected, 0]])
+        messages = []
+        for faults in (alone, together):
+            try:
+                faults.raise_any()
+            except AnnotationError as error:
+                messages.append(str(error))
+        assert len(messages) in {0, 2}, field
+        assert len(set(messages)) == len(messages) // 2
+        assert (not messages) == (np.isfinite(expected) or (blank and field.lower() in {"", "nan"})), field
+
+
+@every_corpus_of_traces
 @pytest.mark.parametrize("trace", [b"\xef\xbb\xbfvalence,arousal\r\n0.5, 1\r\n\r\n", b"valence, arousal\n.5,+1e0"])
 def test_mark_line_ends_and_spaces(name: str, trace: bytes, tmp_path: Path) -> None:
     TREES[name](tmp_path, trace)
@@ -189,6 +233,39 @@ def test_links_out_of_the_tree_and_hidden_files(name: str, tmp_path: Path, caplo
     with caplog.at_level(logging.WARNING):
         assert registry.load("corpus", name)(root).recordings() == before
     assert "linked folders or links that lead out of it, left out: 4; copy the files" in caplog.text
+
+
+def test_a_tree_holds_what_is_asked_for_and_enters_no_closed_folder(tmp_path: Path) -> None:
+    for name in ("b/1.JPG", "b/2.txt", "a/closed/x/3.jpg", "jpg"):
+        put(tmp_path, name)
+    tree = tree_of(tmp_path, (".jpg",), closed=("closed",))
+    assert tree.files == [tmp_path / "b/1.JPG"]
+    assert tree.folders == [tmp_path / "a", tmp_path / "a/closed", tmp_path / "b"]
+    assert tree_of(tmp_path, (".jpg",)).files == [tmp_path / "a/closed/x/3.jpg", tmp_path / "b/1.JPG"]
+
+
+def test_links_that_stay_in_the_tree_are_followed_to_files(tmp_path: Path) -> None:
+    target = put(tmp_path, "a/x.mp4")
+    (tmp_path / "b.mp4").symlink_to(target)
+    assert tree_of(tmp_path, (".mp4",)).files == [target, tmp_path / "b.mp4"]
+
+
+def test_a_folder_that_cannot_be_read_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(tmp_path, "shut/a.mp4")
+    put(tmp_path, "open/b.mp4")
+    scan = os.scandir
+
+    def refuse(path: str) -> Any:
+        if Path(path).name == "shut":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with caplog.at_level(logging.WARNING):
+        assert tree_of(tmp_path, (".mp4",)).files == [tmp_path / "open/b.mp4"]
+    assert f"left out: 1, such as {tmp_path}/shut (Permission denied); check their permissions" in caplog.text
 
 
 @pytest.mark.parametrize("row", ["-5,-5", "-5.0,0.5", "0.5,-5", "-5.000,-5e0", "1,-05"])
@@ -282,6 +359,116 @@ def test_aff_wild2_refusals(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"no annotations/VA_Estimation_Challenge/Validation_Set\. Expected"):
         AffWild2Corpus(root)
 
+    root = tmp_path / "both"
+    aff_wild2_tree(root)
+    put(root, f"old/{OLD_CHALLENGE}/Train_Set/first.txt", "valence,arousal\n0,0\n")
+    with pytest.raises(UsageError, match=r"of two challenges, .*/VA_Estimation_Challenge and .*/VA_Set; leave"):
+        AffWild2Corpus(root)
+
+    root = tmp_path / "case"
+    aff_wild2_tree(root)
+    put(root, f"{CHALLENGE}/train_set/fourth.txt", "valence,arousal\n0,0\n")
+    with pytest.raises(
+        UsageError,
+        match=r"it has .*/Train_Set and .*/train_set\. .*VA_Estimation_Challenge must hold one folder Train_Set",
+    ):
+        AffWild2Corpus(root)
+
+    root = tmp_path / "crops"
+    aff_wild2_tree(root)
+    for folder in ("a", "b"):
+        put(root, f"{folder}/cropped_aligned/first/00001.jpg")
+    with pytest.raises(UsageError, match=r"two folders of aligned images are named first: .*/a/.* and .*/b/"):
+        AffWild2Corpus(root)
+
+
+@pytest.mark.parametrize("challenge", [CHALLENGE, OLD_CHALLENGE, "VA_Set", "x/y/va_estimation_challenge"])
+def test_aff_wild2_annotations_lie_in_either_folder_anywhere(challenge: str, tmp_path: Path) -> None:
+    aff_wild2_tree(tmp_path, challenge=challenge)
+    (tmp_path / "empty" / "VA_Set").mkdir(parents=True)  # what another challenge left behind
+    for folder in (challenge, "annotations/EXPR_Set"):  # no videos of the corpus
+        put(tmp_path, f"{folder}/first.mp4")
+    corpus = AffWild2Corpus(tmp_path)
+    assert [(r.name, r.partition) for r in corpus.recordings()] == [
+        ("first", "train"),
+        ("second", "validation"),
+        ("third", "test"),
+    ]
+    assert all("batch" in recording.path.parent.name for recording in corpus.recordings())
+    assert corpus.ranges == ((-1, 1), (-1, 1))
+
+
+def test_aff_wild2_tolerates_another_case_of_the_partition_folders(tmp_path: Path) -> None:
+    put(tmp_path, "VA_Set/train_set/a.txt", "valence,arousal\n0,0\n")
+    put(tmp_path, "VA_Set/VALIDATION_SET/b.txt", "valence,arousal\n0,0\n")
+    assert [(r.name, r.partition) for r in AffWild2Corpus(tmp_path).recordings()] == [
+        ("a", "train"),
+        ("b", "validation"),
+    ]
+
+
+def test_aff_wild2_two_people_in_one_video(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    aff_wild2_tree(tmp_path)
+    one_row = "valence,arousal\n0,0\n"
+    for name in ("pair", "pair_left", "pair_right", "own_left", "own_right", "up_left", "lost_left"):
+        put(tmp_path, f"{CHALLENGE}/Train_Set/{name}.txt", one_row)
+    put(tmp_path, TEST_LIST, "third\nlisted_right\nhands_left_right\n")
+    names = ("pair", "own", "own_left", "own_right", "up_left", "listed", "hands_left")
+    for name in names:
+        put(tmp_path, f"batch1/{name}.mp4")
+    with caplog.at_level(logging.WARNING):
+        recordings = {recording.name: recording for recording in AffWild2Corpus(tmp_path).recordings()}
+    assert {name: (r.path.name, r.face_side) for name, r in recordings.items() if "_" in name or name == "pair"} == {
+        "pair": ("pair.mp4", None),
+        "pair_left": ("pair.mp4", "left"),
+        "pair_right": ("pair.mp4", "right"),
+        "own_left": ("own_left.mp4", None),
+        "own_right": ("own_right.mp4", None),
+        "up_left": ("up_left.mp4", None),
+        "lost_left": ("lost_left.mp4", None),
+        "listed_right": ("listed.mp4", "right"),
+        "hands_left_right": ("hands_left.mp4", "right"),
+    }
+    assert recordings["listed_right"].partition == "test"
+    assert recordings["pair_left"].subject == "pair_left"
+    assert recordings["pair_left"].path == recordings["pair_right"].path
+    assert "left out: 1" in caplog.text  # own.mp4, whose two people have files of their own
+    put(tmp_path, "batch2/own.mp4")  # which nobody needs
+    AffWild2Corpus(tmp_path)
+    put(tmp_path, "batch2/listed.avi")
+    with pytest.raises(UsageError, match=r"two videos are named listed: .*batch1/listed.mp4 and .*batch2/listed.avi"):
+        AffWild2Corpus(tmp_path)
+
+
+def test_aff_wild2_aligned_images(tmp_path: Path) -> None:
+    aff_wild2_tree(tmp_path)
+    put(tmp_path, f"{CHALLENGE}/Train_Set/pair_left.txt", "valence,arousal\n0,0\n")
+    put(tmp_path, "batch1/pair.mp4")
+    put(tmp_path, "images/cropped_aligned/first/00001.jpg")
+    put(tmp_path, "images/cropped_aligned/first/second.mp4")  # no video of the corpus
+    put(tmp_path, "more/cropped_aligned/pair_left/00002.jpg")
+    put(tmp_path, "more/cropped_aligned/third")  # a file
+    crops = {recording.name: recording.crops for recording in AffWild2Corpus(tmp_path).recordings()}
+    assert crops == {
+        "first": tmp_path / "images/cropped_aligned/first",
+        "pair_left": tmp_path / "more/cropped_aligned/pair_left",
+        "second": None,
+        "third": None,
+    }
+
+
+@pytest.mark.parametrize("difference", [-2, 0, 2])
+def test_aff_wild2_rows_that_are_not_as_many_as_frames(difference: int, tmp_path: Path) -> None:
+    rows = ["-5.0,-5.0", *(f"{i / 100},{-i / 100}" for i in range(1, 10))]
+    aff_wild2_tree(tmp_path, "\n".join(("valence,arousal", *rows, "")))
+    corpus = AffWild2Corpus(tmp_path)
+    annotation = corpus.annotation(corpus.recordings()[0])
+    assert annotation is not None
+    frame_time_s = np.arange(10 - difference) * 0.04
+    expected_F = [i / 100 if 0 < i < 10 else np.nan for i in range(10 - difference)]
+    np.testing.assert_array_equal(annotation.at(frame_time_s)[:, 0], np.float32(expected_F))
+    assert annotation.count(frame_time_s) == RowCount(10, 10 - difference, max(0, difference), max(0, -difference))
+
 
 @pytest.mark.parametrize(
     ("content", "message"),
@@ -315,7 +502,7 @@ def test_folder_partitions_names_and_subjects(tmp_path: Path, caplog: pytest.Log
 def folder_annotation(root: Path, trace: str) -> np.ndarray:
     put(root, "clip.mp4")
     put(root, "clip.csv", trace)
-    corpus = FolderCorpus(root)
+    corpus = FolderCorpus(root, validation=0.0)
     annotation = corpus.annotation(corpus.recordings()[0])
     assert annotation is not None
     if annotation.time_s is None:
@@ -337,6 +524,143 @@ def test_folder_clocks(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "trace",
+    [
+        "time,valence,arousal\n0.04,1,\n0.5,nan,3\n",
+        "Timestamp;valence;arousal\r\n0.04;1;\r\n0.5;nan;3\r\n",
+        "frameTime\tvalence\tarousal\n0.04\t1\t\n0.5\tNaN\t3\n",
+        "name;frame_time;valence;arousal\n'Train_01';0.04;1;\n'Train_01';0.5;;3\n",
+        '\ufeffName,TIME,valence,arousal\n"Train_01",0.04,1,\n"Train_01",0.5,nan,3\n',
+    ],
+)
+def test_folder_separators_names_of_the_clock_and_of_the_instance(trace: str, tmp_path: Path) -> None:
+    nan = np.nan
+    np.testing.assert_array_equal(folder_annotation(tmp_path, trace), [[0.04, 1, nan], [0.5, nan, 3]])
+
+
+def test_folder_interpolates_between_two_rated_rows_and_nowhere_else(tmp_path: Path) -> None:
+    put(tmp_path, "clip.mp4")
+    put(tmp_path, "clip.csv", "time;valence\n1;0\n2;1\n3;\n4;2\n")
+    corpus = FolderCorpus(tmp_path, validation=0.0)
+    annotation = corpus.annotation(corpus.recordings()[0])
+    assert annotation is not None
+    frame_time_s = np.array([0.5, 1, 1.25, 2, 2.5, 3, 3.5, 4, 4.5])
+    nan = np.nan
+    np.testing.assert_array_equal(annotation.at(frame_time_s)[:, 0], [nan, 0, 0.25, 1, nan, nan, nan, 2, nan])
+    assert annotation.count(frame_time_s) == RowCount(4, 9, 0, 2)
+
+
+@pytest.mark.parametrize(
+    ("trace", "faults"),
+    [
+        (
+            "time;valence;arousal\n0;0,5;0\n1,0,0\n",
+            {
+                2: "a number with a decimal point, got '0,5' as valence; write a point",
+                3: "3 semicolon-separated .*got 1",
+            },
+        ),
+        ("time\tvalence\tarousal\n0\t0\n", {2: "3 tab-separated fields .*, got 2"}),
+        (
+            "name;time;valence;arousal\na;0;0;0\nb;1;0;0\na;2;0;0\n'a';3;0;0\n",
+            {3: "the name of line 2, 'a', in every row, got 'b'; give each", 5: "the name of line 2"},
+        ),
+        (
+            "time,valence,arousal\n3,0,2\n2,-1.5,0\n4,x,0\n1,0,0\n,0,0\n5,1,1\n",
+            {
+                2: "a value from -1 to 1, got 2 as arousal; correct it, or leave it blank",
+                3: "a time that increases .*, got 2 after 3",
+                4: "a number, got 'x'",
+                5: "a time that increases .*, got 1 after 4",
+                6: "a time in seconds, got a blank field",
+            },
+        ),
+    ],
+)
+def test_folder_faulty_rows(trace: str, faults: dict[int, str], tmp_path: Path) -> None:
+    for name, content in {"a": "valence,arousal\n0,0\n", "b": trace}.items():
+        put(tmp_path, f"{name}.mp4")
+        put(tmp_path, f"{name}.csv", content)
+    corpus = FolderCorpus(tmp_path, lowest=-1, highest=1)
+    assert corpus.ranges == ((-1, 1), (-1, 1))
+    with pytest.raises(AnnotationError, match=r"b\.csv, line") as caught:
+        corpus.annotation(corpus.recordings()[1])
+    assert [fault.line for fault in caught.value.faults] == list(faults)
+    for fault, message in zip(caught.value.faults, faults.values(), strict=True):
+        assert re.match(f"expected {message}", fault.message), fault
+
+
+@every_ranged_corpus
+@pytest.mark.parametrize(("lowest", "highest"), [(1.0, 1.0), (2, 1), (-math.inf, 1.0), (0.0, math.nan)])
+def test_a_range_that_is_none(name: str, lowest: float, highest: float, tmp_path: Path) -> None:
+    TREES[name](tmp_path)
+    with pytest.raises(UsageError, match=f"lowest={lowest:g}, highest={highest:g}: give the range of ratings, lowest"):
+        registry.load("corpus", name)(tmp_path, lowest=lowest, highest=highest)
+
+
+@every_ranged_corpus
+@pytest.mark.parametrize("given", [{"validation": 0.3}, {"test": 0.1}, {"split_seed": 1}])
+def test_shares_are_refused_where_partitions_are_declared(name: str, given: dict[str, Any], tmp_path: Path) -> None:
+    TREES[name](tmp_path)
+    with pytest.raises(UsageError, match=r"^validation=.*, so none are drawn; leave these options out"):
+        registry.load("corpus", name)(tmp_path, **given)
+
+
+def drawn_folder(root: Path, **arguments: Any) -> FolderCorpus:
+    for subject in range(10):
+        for take in range(1 + subject % 3):
+            put(root, f"s{subject}/{take}.mp4")
+            put(root, f"s{subject}/{take}.csv", "valence\n0\n")
+    put(root, "s1/unrated.mp4")
+    put(root, "new/unrated.mp4")
+    return FolderCorpus(root, **arguments)
+
+
+def drawn_fatigue(root: Path, **arguments: Any) -> FatigueCorpus:
+    rows = [
+        f"{10 * take},{10 * take + 5},s{s},3,r{s}-{v}" for s in range(10) for v in range(1 + s % 3) for take in (0, 1)
+    ]
+    put(root, "ratings.csv", "\n".join(("start,end,subject,value,recording", *rows, "")))
+    for subject in range(10):
+        for video in range(1 + subject % 3):
+            put(root, f"r{subject}-{video}.mp4")
+    put(root, "new/unrated.mp4")
+    return FatigueCorpus(root, **arguments)
+
+
+@pytest.mark.parametrize("drawn", [drawn_folder, drawn_fatigue])
+def test_partitions_are_drawn_by_subject_where_none_are_declared(drawn: Any, tmp_path: Path) -> None:
+    def partition_of(**arguments: Any) -> dict[str, str]:
+        recordings = drawn(tmp_path, **arguments).recordings()
+        partitions: dict[str, set[str]] = {}
+        for recording in recordings:
+            partitions.setdefault(recording.subject, set()).add(recording.partition)
+        assert all(len(found) == 1 for found in partitions.values()), "a subject is in two partitions"
+        return {subject: found.pop() for subject, found in partitions.items()}
+
+    def count(partitions: dict[str, str]) -> list[int]:
+        rated = [partition for subject, partition in partitions.items() if subject.startswith("s")]
+        return [rated.count(partition) for partition in PARTITIONS]
+
+    default = partition_of()
+    assert count(default) == [8, 2, 0]
+    assert default == partition_of()
+    assert [default[subject] for subject in default if not subject.startswith("s")] == ["test"]
+    assert count(partition_of(validation=0.3, test=0.2)) == [5, 3, 2]
+    assert count(partition_of(validation=0)) == [10, 0, 0]
+    assert len({tuple(partition_of(split_seed=seed).items()) for seed in range(5)}) > 1
+
+
+@pytest.mark.parametrize("drawn", [drawn_folder, drawn_fatigue])
+def test_shares_that_cannot_be_drawn(drawn: Any, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"validation=0\.6, test=0\.4: give shares .* less than 1"):
+        drawn(tmp_path, validation=0.6, test=0.4)
+    put(tmp_path / "one", "ratings.csv", "recording,start,end,value,subject\na,0,1,2,only\n")
+    with pytest.raises(UsageError, match=r"2 partitions need as many subjects, and there is no more than only"):
+        FatigueCorpus(tmp_path / "one")
+
+
+@pytest.mark.parametrize(
     ("trace", "message"),
     [
         ("time,valence\n0,0\n,0\n", "line 3: expected a time in seconds, got a blank field"),
@@ -353,7 +677,18 @@ def test_folder_faulty_clock(trace: str, message: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "header", ["time", "valence,valence", "valence,time", "valence;arousal", "valence,,arousal", "0.5", "a,frame"]
+    "header",
+    [
+        "time",
+        "valence,valence",
+        "valence,time",
+        "valence;arousal,x",
+        "valence,,arousal",
+        "0.5",
+        "a,frame",
+        "name",
+        '"a","b"',
+    ],
 )
 def test_folder_without_any_good_header(header: str, tmp_path: Path) -> None:
     with pytest.raises(
@@ -387,6 +722,184 @@ def test_folder_refuses_names_that_differ_in_the_suffix(tmp_path: Path) -> None:
     put(tmp_path, "s/clip.mp4")
     put(tmp_path, "s/clip.avi")
     with pytest.raises(UsageError, match=r"two videos are named s/clip: .*clip.avi and .*clip.mp4"):
+        FolderCorpus(tmp_path)
+
+
+def manifest_tree(root: Path, manifest: str, name: str = "manifest.csv") -> None:
+    put(root, name, manifest)
+    for video in ("a.mp4", "day 1/b, c.avi", "d.MKV", "left/out.mp4"):
+        put(root, video)
+    put(root, "ratings/a.txt", "time;valence\n0;0\n1;1\n")
+    put(root, "a.csv", "arousal\n1\n")
+
+
+def described(corpus: FolderCorpus) -> list[tuple[str, str, str, str | None]]:
+    return [(r.name, r.partition, r.subject, r.annotation_path and r.annotation_path.name) for r in corpus.recordings()]
+
+
+def test_manifest_names_the_recordings_and_their_traces(tmp_path: Path) -> None:
+    manifest_tree(
+        tmp_path,
+        'partition,path,annotation,subject\r\ntrain,a.mp4,ratings/a.txt,s1\r\ntest,"day 1/b, c.avi",,s2\r\n'
+        "validation,gone/e.mov,ratings/gone.txt,s3\r\n",
+    )
+    corpus = FolderCorpus(tmp_path)
+    assert corpus.targets == ("valence",)
+    assert described(corpus) == [
+        ("a", "train", "s1", "a.txt"),
+        ("day 1/b, c", "test", "s2", None),
+        ("gone/e", "validation", "s3", "gone.txt"),
+    ]
+    first, second, third = corpus.recordings()
+    assert second.path == tmp_path / "day 1/b, c.avi"
+    assert third.path == tmp_path / "gone/e.mov"
+    annotation = corpus.annotation(first)
+    assert annotation is not None
+    np.testing.assert_array_equal(annotation.at(np.array([0.0, 0.5])), [[0], [0.5]])
+    assert corpus.annotation(second) is None
+    with pytest.raises(RecordingError, match=r"gone\.txt, line 1: expected a readable text file"):
+        corpus.annotation(third)
+
+
+@pytest.mark.parametrize(("name", "separator"), [("manifest.csv", ","), ("manifest.tsv", "\t"), ("manifest.csv", ";")])
+def test_manifest_holds_the_ratings_itself(name: str, separator: str, tmp_path: Path) -> None:
+    rows = [
+        ("valence", "subject", "path", "Timestamp", "arousal"),
+        ("0", "s1", "a.mp4", "0.5", "nan"),
+        ("", "s2", "d.MKV", "0", "-1"),
+        ("1", "s1", "a.mp4", "1.5", "2"),
+        ("", "s3", "left/out.mp4", "", ""),
+    ]
+    manifest_tree(tmp_path, "\n".join(map(separator.join, rows)), name)
+    corpus = FolderCorpus(tmp_path, validation=0.5, highest=2.0, lowest=-1.0)
+    assert corpus.targets == ("valence", "arousal")
+    assert corpus.ranges == ((-1, 2), (-1, 2))
+    first, second, unrated = corpus.recordings()
+    assert {first.partition, second.partition} == {"train", "validation"}
+    assert (unrated.partition, unrated.annotation_path) == ("test", None)
+    annotation = corpus.annotation(first)
+    assert annotation is not None
+    assert annotation.time_s is not None
+    np.testing.assert_array_equal(annotation.time_s, [0.5, 1.5])
+    np.testing.assert_array_equal(annotation.values_FE, [[0, np.nan], [1, 2]])
+    np.testing.assert_array_equal(corpus.annotation(second).values_FE, [[np.nan, -1]])
+
+
+def test_manifest_with_frames(tmp_path: Path) -> None:
+    manifest_tree(tmp_path, "path,frame,valence\na.mp4,1,0.5\na.mp4,3,-0.5\n")
+    corpus = FolderCorpus(tmp_path, validation=0)
+    annotation = corpus.annotation(corpus.recordings()[0])
+    assert annotation is not None
+    target_F = annotation.at(np.arange(100) * 0.04)[:, 0]  # frames beyond the last row need none
+    np.testing.assert_array_equal(target_F, [np.nan, 0.5, np.nan, -0.5, *[np.nan] * 96])
+
+
+def test_manifest_that_says_no_more_than_who_leaves_the_rest_to_the_folders(tmp_path: Path) -> None:
+    manifest_tree(tmp_path, "path,subject\na.mp4,s1\nd.MKV,s4\n")
+    assert described(FolderCorpus(tmp_path, validation=0)) == [
+        ("a", "train", "s1", "a.csv"),
+        ("d", "test", "s4", None),
+    ]
+    put(tmp_path, "validation/s3/f.mp4")
+    put(tmp_path, "manifest.csv", "path\nvalidation/s3/f.mp4\na.mp4\n")
+    assert described(FolderCorpus(tmp_path)) == [
+        ("a", "train", "a", "a.csv"),
+        ("validation/s3/f", "validation", "s3", None),
+    ]
+
+
+def test_manifest_rating_that_changes_concerns_its_recording_alone(tmp_path: Path) -> None:
+    def sources(*rows: str) -> list[Source]:
+        manifest_tree(tmp_path, "\n".join(("path,time,valence", *rows)))
+        return [Source.of(recording, tmp_path) for recording in FolderCorpus(tmp_path, validation=0).recordings()]
+
+    before = sources("a.mp4,0,0", "d.MKV,0,0", "a.mp4,1,1")
+    assert sources("d.MKV,0,0", "a.mp4,0,0", "a.mp4,1,1") == before
+    after = sources("a.mp4,0,0", "d.MKV,0,0", "a.mp4,1,1.5")
+    assert [old == new for old, new in zip(before, after, strict=True)] == [False, True]
+    manifest_tree(tmp_path, "path,frame,valence\na.mp4,0,0\nd.MKV,0,0\na.mp4,1,1\n")  # the same numbers mean others
+    assert not set(before) & {Source.of(r, tmp_path) for r in FolderCorpus(tmp_path, validation=0).recordings()}
+
+
+def test_manifest_is_no_trace(tmp_path: Path) -> None:
+    manifest_tree(tmp_path, "path,subject\nmanifest.mp4,s\na.mp4,s\n")
+    put(tmp_path, "manifest.mp4")
+    assert described(FolderCorpus(tmp_path, validation=0)) == [
+        ("a", "train", "s", "a.csv"),
+        ("manifest", "train", "s", None),
+    ]
+
+
+def test_manifest_matches_composed_and_decomposed_names(tmp_path: Path) -> None:
+    put(tmp_path, "cafe\N{COMBINING ACUTE ACCENT}.mp4")
+    put(tmp_path, "manifest.csv", "path\ncaf\N{LATIN SMALL LETTER E WITH ACUTE}.mp4\n")
+    (recording,) = FolderCorpus(tmp_path).recordings()
+    assert recording.name == "caf\N{LATIN SMALL LETTER E WITH ACUTE}"
+    assert recording.path.is_file()
+
+
+def test_manifest_faulty_ratings_cost_their_recording_alone(tmp_path: Path) -> None:
+    rows = ("path,time,valence", "a.mp4,0,9", "d.MKV,1,0", "a.mp4,x,0", "d.MKV,2,1", "a.mp4,1,0", "a.mp4,0.5,1")
+    manifest_tree(tmp_path, "\n".join(rows))
+    corpus = FolderCorpus(tmp_path, lowest=0, highest=1, validation=0)
+    first, second = corpus.recordings()
+    assert corpus.annotation(second) is not None
+    with pytest.raises(AnnotationError, match=r"manifest\.csv, line 2: expected a value from 0 to 1, got 9") as caught:
+        corpus.annotation(first)
+    assert [(fault.line, fault.path) for fault in caught.value.faults] == [
+        (line, tmp_path / "manifest.csv") for line in (2, 4, 7)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("manifest", "message"),
+    [
+        ("file,subject\na.mp4,s\n", "line 1: expected a header like 'path,.*', got 'file,subject'; write the header"),
+        ("path,path\na.mp4,a.mp4\n", "line 1: .*; name every column once"),
+        ("path,notes\na.mp4,x\n", "line 1: expected one column 'time' or 'frame', and one per target.*, got 'notes'"),
+        ("path,time\na.mp4,0\n", "line 1: expected one column 'time' or 'frame', and one per target.*, got 'time'"),
+        ("path,time,frame,v\na.mp4,0,0,1\n", "line 1: expected one column 'time' or 'frame'.*, got 'time,frame,v'"),
+        ("path,time,1\na.mp4,0,0\n", "line 1: expected a header that names the targets, .*, got 'time,1'"),
+        (
+            "path,annotation,time,valence\na.mp4,,0,0\n",
+            r"line 1: expected a column 'annotation', or ratings, got both .annotation and time,valence.; remove the",
+        ),
+        ("path\n", "line 2: expected rows below the header, got the end of the file"),
+        ("path,subject\na.mp4\n", r"line 2: expected 2 comma-separated fields .path,subject., got 1"),
+        ('path,subject\n"a.mp4,s\n', "line 2: expected fields whose quotes are closed"),
+        ("path,subject\na.mp4,\n", "line 2: expected a subject, got a blank field"),
+        ("path,partition\na.mp4,dev\n", r"line 2: expected a partition .train, validation, test., got 'dev'"),
+        ("path\na.mp4\n../a.mp4\n", "line 3: expected a path below the root, with '/', got '../a.mp4'"),
+        ("path\n/a.mp4\n", "line 2: expected a path below the root, with '/', got '/a.mp4'"),
+        ("path\nday 1\\a.mp4\n", "line 2: expected a path below the root"),
+        ("path,subject\n,s\n", "line 2: expected a path below the root, with '/', got ''"),
+        ("path\nlink.mp4\n", "line 2: expected a path below the root, .*, got 'link.mp4', a link to .*/outside.mp4"),
+        ("path\nlinked/x.mp4\n", "line 2: .* got 'linked/x.mp4', a link to .*; copy the file to where the link is"),
+        ("path,annotation\na.mp4,linked/a.csv\n", "line 2: .* got 'linked/a.csv', a link to"),
+        ("path,annotation\na.mp4,../a.csv\n", "line 2: .* got '../a.csv'"),
+        ("path\na.txt\n", r"line 2: expected the path of a video with its suffix .\.mp4 .*, got 'a.txt'"),
+        ("path\na.mp4\na.mp4\n", "line 3: expected a video that is not listed in line 2, got 'a.mp4'"),
+        ("path\na.mp4\na.avi\n", "line 3: expected names that differ not in the suffix alone, got 'a.avi'"),
+        (
+            "path,time,v,subject\na.mp4,0,0,s\na.mp4,1,0,t\n",
+            "line 3: expected a.mp4 with the subject of line 2, s, got t; give a recording one subject$",
+        ),
+        ("path,subject\na.mp4,\nd.MKV,d\n../b.mp4,x\n\n,\n", r"line 2: .* .so also lines 4, 5, 6.$"),
+    ],
+)
+def test_manifest_faults(manifest: str, message: str, tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    manifest_tree(root, manifest)
+    (root / "link.mp4").symlink_to(put(tmp_path, "outside.mp4"))
+    (root / "linked").symlink_to(tmp_path)
+    with pytest.raises(UsageError, match=rf"manifest\.csv, {message}"):
+        FolderCorpus(root)
+
+
+def test_two_manifests_are_refused(tmp_path: Path) -> None:
+    manifest_tree(tmp_path, "path\na.mp4\n")
+    manifest_tree(tmp_path, "path\na.mp4\n", "manifest.tsv")
+    with pytest.raises(UsageError, match=r"holds manifest\.csv and manifest\.tsv; leave one"):
         FolderCorpus(tmp_path)
 
 
@@ -439,6 +952,35 @@ def test_fatigue_steps(tmp_path: Path) -> None:
         frame_time_s = np.arange(0, 26 * ticks_hz, ticks_hz // fps) * (1 / ticks_hz)
         is_rated_F = np.arange(len(frame_time_s)) < 25 * fps
         np.testing.assert_array_equal(rated.at(frame_time_s)[:, 0], np.where(is_rated_F, 5.0, nan))
+
+
+def test_fatigue_columns_in_any_order_and_another_range(tmp_path: Path) -> None:
+    fatigue_tree(tmp_path / "a")
+    columns = ("value", "end", "start", "partition", "recording", "subject")
+    rows = [dict(zip(RATINGS_HEADER.split(","), row.split(","), strict=True)) for row in RATINGS.splitlines()]
+    fatigue_tree(tmp_path / "b", "\n".join(";".join(row[column] for column in columns) for row in rows))
+    usual, turned = FatigueCorpus(tmp_path / "a"), FatigueCorpus(tmp_path / "b", lowest=-1, highest=12)
+    assert usual.ranges == ((0, 10),)
+    assert turned.ranges == ((-1, 12),)
+    for one, other in zip(usual.recordings(), turned.recordings(), strict=True):
+        assert (one.name, one.partition, one.subject) == (other.name, other.partition, other.subject)
+        assert one.annotation_sha256 == other.annotation_sha256
+    first, second = (corpus.annotation(corpus.recordings()[0]) for corpus in (usual, turned))
+    assert first is not None
+    assert second is not None
+    np.testing.assert_array_equal(first.values_FE, second.values_FE)
+    narrow = FatigueCorpus(tmp_path / "a", highest=7)
+    assert narrow.annotation(narrow.recordings()[0]) is not None
+    with pytest.raises(AnnotationError, match="line 3: expected a value from 0 to 7, got 10"):
+        narrow.annotation(narrow.recordings()[2])
+
+
+def test_fatigue_names_every_faulty_line_of_a_recording(tmp_path: Path) -> None:
+    rows = ("0,1,x", "1,2,11", "3,2,5", "5,9,5", "6,7,5", "8,9,5", "10,11,5")
+    corpus = fatigue_corpus(tmp_path, *(f"second,s2,train,{row}" for row in rows), "day1/first,s1,train,0,1,99")
+    with pytest.raises(AnnotationError, match="line 2: expected a number, got 'x'") as caught:
+        corpus.annotation(next(recording for recording in corpus.recordings() if recording.name == "second"))
+    assert [fault.line for fault in caught.value.faults] == [2, 3, 4, 6, 7]
 
 
 def test_fatigue_rating_that_changes_concerns_its_recording_alone(tmp_path: Path) -> None:
@@ -513,9 +1055,12 @@ def test_fatigue_fault_in_who_is_where(row: str, message: str, tmp_path: Path) -
     ("ratings", "message"),
     [
         (b"", "line 1: expected a header, got an empty file"),
-        (b"day1/first,s1,train,0,1,2\n", f"line 1: expected the header '{RATINGS_HEADER}', got 'day1/first"),
-        (b"recording,subject,partition,end,start,value\na,b,train,1,0,1\n", "line 1: expected the header"),
-        (f"{RATINGS_HEADER}\n\n".encode(), "line 2: expected ratings below the header, got the end of the file"),
+        (b"day1/first,s1,train,0,1,2\n", f"line 1: expected a header like '{RATINGS_HEADER}', got 'day1/.*first line"),
+        (b"recording,partition,end,start,value\na,train,1,0,1\n", "line 1: .*; add the column subject"),
+        (RATINGS.replace("value", "value,value", 1).encode(), "line 1: .*; name every column once"),
+        (RATINGS.replace("value", "value,mood", 1).encode(), "line 1: expected only the columns .*, got 'mood'"),
+        (RATINGS.replace("subject,", "subject;", 1).encode(), "line 1: expected a header with one kind of separator"),
+        (f"{RATINGS_HEADER}\n\n".encode(), "line 2: expected rows below the header, got the end of the file"),
         (RATINGS.encode("utf-16"), "line 1: expected UTF-8 text, got UTF-16"),
         (RATINGS.encode() + b"\xe9\n", "line 4: expected UTF-8 text, got the byte 0xe9"),
     ],

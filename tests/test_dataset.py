@@ -10,7 +10,7 @@ from toy import AUDIO, CHANNELS, HOP, MAP, add_recording, toy_cache, toy_spec
 import avfuse
 from avfuse.cache import MAX_CHUNK_CLIPS, FeatureCache
 from avfuse.checkpoint import build_head
-from avfuse.dataset import WindowedPartition, feature_moments, predict_recording, tile
+from avfuse.dataset import WindowedPartition, feature_moments, predict_recording, tile, warn_of_leaks
 from avfuse.schema import Batch, UsageError
 
 
@@ -338,3 +338,30 @@ def test_what_cannot_be_windowed_is_refused(tmp_path: Path) -> None:
         WindowedPartition(store, "train", 16, 20)
     with pytest.raises(UsageError, match="no recording of the validation partition"):
         WindowedPartition(store, "validation", 16, 32)
+
+
+def test_folds_spread_subjects_of_both_partitions(tmp_path: Path) -> None:
+    cache = toy_cache(tmp_path)
+    held_out = []
+    for index in range(3):
+        training, validation = (
+            WindowedPartition(cache, name, 16, 32, fold=(index, 3)) for name in ("train", "validation")
+        )
+        names = [{item.name for item in partition.recordings} for partition in (training, validation)]
+        assert not names[0] & names[1]
+        assert len(names[0] | names[1]) == 8  # all but the one that is not rated
+        held_out += sorted(names[1])
+        zeros = {place: np.zeros((16, 2), np.float32) for place in range(len(validation.windows))}
+        assert {item.partition for item in validation.predictions(zeros)} == {"validation"}
+    assert len(held_out) == len(set(held_out)) == 8
+
+
+def test_what_is_trained_and_validated_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    cache = FeatureCache.create(tmp_path, toy_spec(), {})
+    add_recording(cache, "a", "train", 20, seed=0)
+    add_recording(cache, "b", "validation", 20, seed=1)
+    partitions = [WindowedPartition(cache, name, 16, 32) for name in ("train", "validation")]
+    warn_of_leaks(*partitions)
+    # the toy's recordings have other subjects, but all the same digest of their file
+    assert "1 recordings are validated whose files are trained on, such as b: scores are too good" in caplog.text
+    assert "subjects" not in caplog.text

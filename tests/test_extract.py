@@ -1,4 +1,5 @@
 import dataclasses
+import logging
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,14 +11,17 @@ import pytest
 import skimage.data
 import tiny
 from conftest import beep, write_video
+from PIL import Image
 
 from avfuse import extract as extract_module
 from avfuse import registry
+from avfuse import spec as spec_module
 from avfuse.cache import FeatureCache
 from avfuse.extract import ExtractProgress, ExtractSummary, extract
 from avfuse.faces import FaceDetector
 from avfuse.options import ExtractOptions
 from avfuse.schema import UsageError
+from avfuse.spec import CacheSpec
 
 FPS = 25
 FACE = np.ascontiguousarray(skimage.data.astronaut()[0:240, 100:340])
@@ -217,30 +221,31 @@ def test_settings_have_stores_of_their_own(tmp_path: Path) -> None:
 
 def test_failures_are_typed_kept_and_retried(tmp_path: Path) -> None:
     root = tmp_path / "root"
-    write_trace(face_video(root / "good.mp4", CONSTANT), 60)
-    (root / "text.mp4").write_text("not a video")
-    (root / "empty.mp4").touch()
-    write_video(root / "silent.mp4", CONSTANT, lambda i: FACE)
-    write_video(root / "blind.mp4", [], sound_CS=beep(0.1, 1.0))
-    write_trace(face_video(root / "mismatch.mp4", CONSTANT), 90)
-    face_video(root / "header.mp4", CONSTANT)
-    (root / "header.csv").write_text("0.1,0.2\n0.1,0.2\n")
+    here = root / "train"
+    write_trace(face_video(here / "good.mp4", CONSTANT), 60)
+    (here / "text.mp4").write_text("not a video")
+    (here / "empty.mp4").touch()
+    write_video(here / "silent.mp4", CONSTANT, lambda i: FACE)
+    write_video(here / "blind.mp4", [], sound_CS=beep(0.1, 1.0))
+    write_trace(face_video(here / "mismatch.mp4", CONSTANT), 90)
+    face_video(here / "header.mp4", CONSTANT)
+    (here / "header.csv").write_text("0.1,0.2\n0.1,0.2\n")
     summary = extract(options(root))
     assert {item.recording: item.reason for item in summary.failures} == {
-        "blind": "no_video_stream",
-        "empty": "unreadable",
-        "header": "annotation_invalid",
-        "mismatch": "annotation_mismatch",
-        "silent": "no_audio_stream",
-        "text": "unreadable",
+        "train/blind": "no_video_stream",
+        "train/empty": "unreadable",
+        "train/header": "annotation_invalid",
+        "train/mismatch": "annotation_mismatch",
+        "train/silent": "no_audio_stream",
+        "train/text": "unreadable",
     }
     store = FeatureCache.open(Path(summary.store))
     assert store.failures() == list(summary.failures)
-    assert [item.name for item in store.recordings()] == ["good"]
-    shutil.copy(root / "good.mp4", root / "text.mp4")
+    assert [item.name for item in store.recordings()] == ["train/good"]
+    shutil.copy(here / "good.mp4", here / "text.mp4")
     again = extract(options(root))
     assert (again.num_extracted, again.num_present, len(again.failures)) == (1, 1, 5)
-    assert "text" not in {item.recording for item in store.failures()}
+    assert "train/text" not in {item.recording for item in store.failures()}
 
 
 def test_an_unknown_error_is_kept_with_its_type(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -285,6 +290,10 @@ def test_a_cache_that_cannot_be_written_ends_the_run(tmp_path: Path, monkeypatch
         ({"video_option": ("depth=3",)}, r"encoder 'tiny_video' has no argument 'depth'; it takes: scale=1\.0"),
         ({"device": "tpu"}, "device 'tpu' is not here"),
         ({"corpus": "aff_wild2"}, "annotations"),
+        ({"corpus_option": ("root=elsewhere",)}, "corpus 'folder' has no argument 'root'"),
+        ({"corpus_option": ("highest",)}, "'highest' is not KEY=VALUE"),
+        ({"faces": "guessed"}, "unknown faces 'guessed'; known: detect, cropped"),
+        ({"faces": "cropped"}, "corpus 'folder' has no aligned images of any recording .* --faces detect"),
     ],
 )
 def test_what_cannot_be_used_is_refused_before_a_video_is_opened(
@@ -338,6 +347,204 @@ def test_a_frame_that_cannot_be_decoded_shows_no_face(tmp_path: Path, monkeypatc
     recording = only_recording(extract(options(tmp_path / "root", hop=2)))
     assert np.flatnonzero(~recording.array("frame_face")).tolist() == [33]
     assert recording.array("face_share").min() == 7 / 8
+
+
+# Two people in one video
+
+
+def write_aff_wild2(root: Path, partition_of: dict[str, str], num_rows: int = 60) -> None:
+    """Write the annotations of recordings, by the folder of their partition."""
+    for name, folder in partition_of.items():
+        path = root / "VA_Estimation_Challenge" / folder / f"{name}.txt"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("valence,arousal\n" + "0.1,0.2\n" * num_rows)
+    for folder in ("Train_Set", "Validation_Set"):
+        (root / "VA_Estimation_Challenge" / folder).mkdir(parents=True, exist_ok=True)
+
+
+def test_two_people_are_told_apart_by_their_sides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root, dim = tmp_path / "root", (FACE * 0.5).astype(np.uint8)
+    dim_has_left = range(40, 60)
+
+    def image(i: int) -> npt.NDArray[np.uint8]:
+        return np.hstack([FACE, np.full_like(FACE, 90) if i in dim_has_left else dim])
+
+    video = face_video(root / "batch1" / "pair.mp4", CONSTANT, image)
+    write_aff_wild2(root, {"pair_left": "Train_Set", "pair_right": "Train_Set"})
+    digested: list[Path] = []
+    sha256 = spec_module._sha256
+    monkeypatch.setattr(spec_module, "_sha256", lambda path: (digested.append(path), sha256(path))[1])
+    summary = extract(options(root, corpus="aff_wild2", detect_every=1))
+    assert summary.failures == ()
+    assert digested.count(video) == 1
+    left, right = FeatureCache.open(summary.store).recordings()
+    assert [item.name for item in (left, right)] == ["pair_left", "pair_right"]
+    assert [item.source.face_side for item in (left, right)] == ["left", "right"]
+    assert [item.source.file for item in (left, right)] == ["batch1/pair.mp4"] * 2
+    assert left.array("frame_face").all()
+    assert np.flatnonzero(~right.array("frame_face")).tolist() == list(dim_has_left)
+    np.testing.assert_array_equal(left.array("audio"), right.array("audio"))
+    together = left.array("end_frame") < dim_has_left.start
+    brightness = [maps(item)[together].mean() for item in (left, right)]
+    assert brightness[1] / brightness[0] == pytest.approx(0.5, abs=0.03)  # the same picture, half as bright
+    alone = [item for item in maps(right)[-1, :, 0, 0].tolist() if item == 0]
+    assert len(alone) == 4  # of the frames 27, 31, ..., 55 of the last clip those from 43 on
+
+
+# Aligned images
+
+
+def write_crops(folder: Path, level_of: dict[int, int], suffix: str = ".png", size_px: int = 112) -> None:
+    """Write grey images of the frames, by the frame's index from 0."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for frame, level in level_of.items():
+        Image.new("RGB", (size_px, size_px), (level,) * 3).save(folder / f"{frame + 1:05d}{suffix}")
+
+
+def cropped_corpus(root: Path, **level_of: dict[int, int]) -> ExtractOptions:
+    """Write a corpus of videos without a face and of aligned images; return the options that read them."""
+    wall = np.full((64, 64, 3), 255, np.uint8)
+    for name, levels in level_of.items():
+        face_video(root / "videos" / f"{name}.mp4", CONSTANT, lambda i: wall)
+        if levels:
+            write_crops(root / "cropped_aligned" / name, levels)
+    write_aff_wild2(root, dict.fromkeys(level_of, "Train_Set"))
+    return options(root, corpus="aff_wild2", faces="cropped")
+
+
+def test_aligned_images_stand_in_for_detection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    levels = {i: 3 * i + 20 for i in range(60) if i not in (3, 30, 31, 59)}
+    given = cropped_corpus(tmp_path / "root", a=levels)
+    monkeypatch.setattr(extract_module, "FaceDetector", lambda *_: pytest.fail("a detector was made"))
+    monkeypatch.setattr(extract_module.media, "_decode", lambda path: pytest.fail(f"{path} was decoded"))
+    recording = only_recording(extract(given))
+    frame_NK = np.maximum(recording.array("end_frame")[:, None] - 4 * np.arange(7, -1, -1), 0)
+    expected_NK = np.vectorize(lambda frame: levels.get(frame, 0))(frame_NK) / 255
+    np.testing.assert_allclose(maps(recording)[:, :, 0, 0], expected_NK, atol=1e-3)  # a half-precision number
+    assert np.flatnonzero(~recording.array("frame_face")).tolist() == [3, 30, 31, 59]
+    np.testing.assert_array_equal(recording.array("frame_face_probability"), recording.array("frame_face"))
+    found_NK = np.isin(frame_NK, list(levels))
+    np.testing.assert_allclose(recording.array("face_share"), found_NK.mean(axis=1))
+    assert recording.array("audio").max() > 0.01
+
+
+def test_a_changed_image_is_another_recording(tmp_path: Path) -> None:
+    given = cropped_corpus(tmp_path / "root", a=dict.fromkeys(range(60), 80), b=dict.fromkeys(range(60), 90))
+    assert extract(given).num_extracted == 2
+    assert extract(given).num_present == 2
+    write_crops(tmp_path / "root" / "cropped_aligned" / "b", {30: 200})
+    again = extract(given)
+    assert (again.num_extracted, again.num_present) == (1, 1)
+    sources = {item.name: item.source for item in FeatureCache.open(again.store).recordings()}
+    assert all(source.crops_sha256 for source in sources.values())
+
+
+def test_settings_of_the_detector_do_not_shape_a_store_of_aligned_images(tmp_path: Path) -> None:
+    given = cropped_corpus(tmp_path / "root", a=dict.fromkeys(range(60), 80))
+    stores = {
+        extract(dataclasses.replace(given, detect_every=every, min_face_px=size_px)).store
+        for every, size_px in ((4, 40), (2, 50))
+    }
+    assert len(stores) == 1
+    (store,) = stores
+    assert FeatureCache.open(store).spec.detector["detector"] == "cropped"
+    detected = extract(dataclasses.replace(given, faces="detect"))
+    assert detected.store not in stores
+    assert only_recording(detected).source.crops_sha256 is None
+
+
+def test_a_recording_without_aligned_images_fails(tmp_path: Path) -> None:
+    summary = extract(cropped_corpus(tmp_path / "root", a=dict.fromkeys(range(60), 80), b={}))
+    ((name, reason, message),) = map(dataclasses.astuple, summary.failures)
+    assert (name, reason, summary.num_extracted) == ("b", "missing_crops", 1)
+    assert "no folder of aligned images of b" in message
+
+
+# Partitions
+
+
+def test_leaks_are_refused_unless_they_are_allowed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = tmp_path / "root"
+    for number, subject in enumerate(("s1", "s2", "s3")):
+        for second, partition in enumerate(("train", "validation")):
+            path = root / partition / subject / f"{partition}.mp4"
+            face_video(path, np.arange(9) / FPS, beep_at_s=0.03 * (2 * number + second))
+    face_video(root / "train" / "s4" / "a.mp4", np.arange(11) / FPS)
+    (root / "test" / "s5").mkdir(parents=True)
+    shutil.copy(root / "train" / "s4" / "a.mp4", root / "test" / "s5" / "b.mp4")
+    probe = extract_module.media.probe
+    monkeypatch.setattr(extract_module.media, "probe", lambda path: pytest.fail(f"{path} was opened"))
+    named = r"two partitions \(4\) .*subject s1 is in train \(.*subject s2 .*subject s3 .*and 1 more; mend"
+    with pytest.raises(UsageError, match=named):
+        extract(options(root))
+    for folder in (root / "train", root / "validation"):
+        for subject in ("s1", "s2"):
+            shutil.rmtree(folder / subject)
+    shutil.rmtree(root / "validation")
+    with pytest.raises(UsageError, match=r"two partitions \(1\) .*the content of .*s4/a\.mp4 is in .*--allow-leaks"):
+        extract(options(root))
+    assert not (tmp_path / "cache").exists()
+    monkeypatch.setattr(extract_module.media, "probe", probe)
+    with caplog.at_level(logging.WARNING):
+        assert extract(options(root, allow_leaks=True)).num_extracted == 3
+    assert ["s4/a.mp4" in message and "too good" in message for message in caplog.messages] == [True]
+
+
+# Rows and frames
+
+
+@pytest.mark.parametrize(("num_rows", "expected"), [(60, (0, 0, 0)), (62, (1, 2, 0)), (58, (1, 0, 2)), (61, (1, 1, 0))])
+def test_rows_that_meet_no_frame_are_counted_and_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, num_rows: int, expected: tuple[int, int, int]
+) -> None:
+    trace = write_trace(face_video(tmp_path / "root" / "train" / "a.mp4", CONSTANT), num_rows)
+    with caplog.at_level(logging.WARNING):
+        summary = extract(options(tmp_path / "root"))
+    assert (summary.num_uneven, summary.num_rows_dropped, summary.num_frames_without_row) == expected
+    kept = min(num_rows, 60)
+    target = only_recording(summary).array("frame_target")
+    np.testing.assert_allclose(target[:kept], trace[:kept], atol=1e-6)
+    assert np.isnan(target[kept:]).all()
+    _, dropped, without = expected
+    told = [
+        f"train/a: {num_rows} annotation rows for 60 frames: {dropped} rows that rate no frame are dropped, "
+        f"{without} frames without a row are unrated (row i rates frame i)"
+    ]
+    assert caplog.messages == (told if num_rows != 60 else [])
+    again = extract(options(tmp_path / "root"))
+    assert (again.num_present, again.num_uneven) == (1, 0)  # of what was extracted now
+
+
+def test_rows_with_times_are_counted_by_their_times(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = face_video(tmp_path / "root" / "train" / "a.mp4", CONSTANT)  # frames from 0 to 2.36 s
+    rows = "".join(f"{time_s:.2f},0.5\n" for time_s in np.arange(0.1, 2.75, 0.1))
+    path.with_suffix(".csv").write_text(f"time,arousal\n{rows}")
+    with caplog.at_level(logging.WARNING):
+        summary = extract(options(tmp_path / "root"))
+    # 2.4, 2.5, 2.6 and 2.7 s lie behind the last frame; 0, 0.04 and 0.08 s before the first row.
+    assert (summary.num_uneven, summary.num_rows_dropped, summary.num_frames_without_row) == (1, 4, 3)
+    assert "rows rate frames by their times" in caplog.text
+    np.testing.assert_array_equal(np.isnan(only_recording(summary).array("frame_target")[:, 0]), np.arange(60) < 3)
+
+
+# Arguments of a corpus
+
+
+def test_arguments_of_the_corpus_reach_it_and_its_ranges_the_store(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    face_video(root / "a.mp4", np.arange(16) / FPS)
+    (root / "ratings.csv").write_text("recording,subject,partition,start,end,value\na,s,train,0,1,6\n")
+
+    def spec_of(*assignments: str) -> CacheSpec:
+        return FeatureCache.open(extract(options(root, corpus="fatigue", corpus_option=assignments)).store).spec
+
+    assert spec_of().ranges == ((0.0, 10.0),)
+    assert spec_of("highest=7").ranges == ((0.0, 7.0),)
+    assert spec_of("highest=10").fingerprint == spec_of().fingerprint
+    summary = extract(options(root, corpus="fatigue", corpus_option=("highest=5",)))
+    assert [item.reason for item in summary.failures] == ["annotation_invalid"]
 
 
 def test_progress_counts_up(tmp_path: Path) -> None:

@@ -1,16 +1,20 @@
 """One face is followed, placed on the template, and never made up where there is none."""
 
+import io
 import logging
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 import skimage.data
 import torch
+from PIL import Image
 from skimage.transform import SimilarityTransform
 
 from avfuse import faces
-from avfuse.faces import CROP_PX, TEMPLATE_PX, Face, FaceDetector, FaceTrack, align, overlap, similarity
+from avfuse.faces import CROP_PX, TEMPLATE_PX, CroppedFaces, Face, FaceDetector, FaceTrack, align, overlap, similarity
+from avfuse.schema import RecordingError
 
 TEMPLATE = np.array(TEMPLATE_PX)
 Images = list[npt.NDArray[np.uint8]]
@@ -40,10 +44,14 @@ class ListedDetector:
 
 
 def follow(
-    listed: dict[int, list[Face]], num_frames: int, detect_every: int, missing: tuple[int, ...] = ()
+    listed: dict[int, list[Face]],
+    num_frames: int,
+    detect_every: int,
+    missing: tuple[int, ...] = (),
+    side: str | None = None,
 ) -> tuple[FaceTrack, dict[int, npt.NDArray[np.uint8]], ListedDetector]:
     detector = ListedDetector(listed)
-    track = FaceTrack(detector, num_frames, detect_every)  # type: ignore[arg-type]
+    track = FaceTrack(detector, num_frames, detect_every, side)  # type: ignore[arg-type]
     frames = ((i, np.full((100, 200, 3), i, np.uint8)) for i in range(num_frames) if i not in missing)
     return track, dict(track.crops(frames)), detector
 
@@ -293,3 +301,195 @@ def test_frames_wait_for_one_batch_at_most() -> None:
     for index, _ in crops:
         assert len(taken) - index <= faces.DETECT_BATCH * 4
     assert taken == list(range(1000))
+
+
+# Two people
+
+
+def seen(side: str, *frames: list[Face]) -> list[float | None]:
+    """Return the left edge of the face that a track of one side takes in each frame, None where it takes none."""
+    images = [np.random.default_rng(0).integers(0, 256, (100, 200, 3), np.uint8) for _ in frames]
+    for i, image in enumerate(images):
+        image[0, 0] = i  # by which the detector knows the frame
+    track = FaceTrack(ListedDetector(dict(enumerate(frames))), len(frames), 1, side)  # type: ignore[arg-type]
+    crops = dict(track.crops(enumerate(images)))
+    taken: list[float | None] = []
+    for i, faces_here in enumerate(frames):
+        same = [face for face in faces_here if np.array_equal(align(images[i], face.landmark_px), crops[i])]
+        assert len(same) == int(track.found_F[i]), "a face that is found is one of the frame's, else the crop is black"
+        taken.append(float(same[0].box_px[0]) if same else None)
+    return taken
+
+
+def test_of_two_faces_each_side_takes_its_own() -> None:
+    # Largest first, as the detector lists them: the order says nothing of the sides.
+    frames = [face_at(120, size_px=64), face_at(20)], [face_at(25, size_px=62), face_at(118, size_px=56)]
+    blank: list[Face] = []
+    assert seen("left", blank, *frames) == [None, 20, 25]
+    assert seen("right", blank, *frames) == [None, 120, 118]
+
+
+def test_a_smaller_third_face_is_not_one_of_the_two() -> None:
+    three = [face_at(40, size_px=60), face_at(120, size_px=50), face_at(0, size_px=30)]
+    assert (seen("left", three), seen("right", three)) == ([40], [120])
+
+
+def test_a_cut_does_not_swap_the_people() -> None:
+    before, after = [face_at(40, size_px=60), face_at(120)], [face_at(45, size_px=60), face_at(0, size_px=40)]
+    assert overlap(before[0].box_px, after[0].box_px) > 0.8  # the box at 45 would continue the track of the left one
+    assert seen("left", before, after, before) == [40, 0, 40]
+    assert seen("right", before, after, before) == [120, 45, 120]
+
+
+def test_between_the_frames_of_a_swap_nobody_is_seen() -> None:
+    before, after = [face_at(5), face_at(75)], [face_at(70), face_at(138)]
+    track, crops, _ = follow({0: before, 3: before, 7: after}, 8, detect_every=4, side="left")
+    assert np.flatnonzero(~track.found_F).tolist() == [4, 5, 6]
+    assert not crops[5].any()
+
+
+def test_when_one_person_leaves_the_other_does_not_stand_in() -> None:
+    left, right = face_at(15), face_at(125)
+    frames = [left, right], [face_at(123)], [], [face_at(120)], [left, right]
+    assert seen("left", *frames) == [15, None, None, None, 15]
+    assert seen("right", *frames) == [125, 123, None, 120, 125]
+
+
+@pytest.mark.parametrize(("left_px", "half"), [(0, "left"), (69, "left"), (70, "right"), (140, "right")])
+def test_an_unknown_face_alone_is_of_its_half(left_px: float, half: str) -> None:
+    alone = [face_at(left_px)]  # 60 pixels wide in a picture of 200: from 70 on its centre lies in the right half
+    for side in ("left", "right"):
+        assert seen(side, alone) == ([left_px] if side == half else [None])
+
+
+def test_one_person_alone_may_cross_the_picture() -> None:
+    way = [[face_at(left_px)] for left_px in (10, 35, 60, 85, 110, 135)]
+    assert seen("left", *way) == [10, 35, 60, 85, 110, 135]
+    assert seen("right", *way) == [None] * 6
+    # A jump is a cut: then the half decides again.
+    assert seen("left", way[0], way[5]) == [10, None]
+    assert seen("right", way[0], way[5]) == [None, 135]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_no_face_is_of_both_people(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    frames = [
+        sorted(
+            (face_at(rng.uniform(0, 140), rng.uniform(0, 40), rng.uniform(30, 60)) for _ in range(rng.integers(0, 4))),
+            key=lambda face: face.box_px[0] - face.box_px[2],
+        )
+        for _ in range(60)
+    ]
+    for faces_here, left_px, right_px in zip(frames, seen("left", *frames), seen("right", *frames), strict=True):
+        taken = [left_px is not None, right_px is not None]
+        assert sum(taken) == min(2, len(faces_here))
+        if all(taken):
+            pair = sorted(faces_here[:2], key=lambda face: face.box_px[0] + face.box_px[2])
+            assert [left_px, right_px] == [face.box_px[0] for face in pair]
+
+
+# Aligned images
+
+
+def write_crop(path: Path, image: npt.NDArray[np.uint8], **arguments: object) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(image).save(path, **arguments)  # type: ignore[arg-type]
+    return path
+
+
+def noise(seed: int, size_px: int = CROP_PX) -> npt.NDArray[np.uint8]:
+    return np.random.default_rng(seed).integers(0, 256, (size_px, size_px, 3), np.uint8)
+
+
+def test_an_aligned_image_is_taken_as_it_is(tmp_path: Path) -> None:
+    images = {i: write_crop(tmp_path / f"{i + 1:05d}.png", noise(i)) for i in (0, 1, 3)}
+    face = CroppedFaces(images, 5)
+    assert face.detected_F().tolist() == [True] * 5
+    crops = list(face.crops())
+    assert [index for index, _ in crops] == list(range(5))
+    for i, crop in crops:
+        np.testing.assert_array_equal(crop, noise(i) if i in images else np.zeros((CROP_PX, CROP_PX, 3)))
+        assert (crop.shape, crop.dtype) == ((CROP_PX, CROP_PX, 3), np.uint8)
+    assert face.found_F.tolist() == [True, True, False, True, False]
+    np.testing.assert_array_equal(face.probability_F, [1, 1, 0, 1, 0])
+    assert face.probability_F.dtype == np.float32
+
+
+def test_a_jpeg_shows_what_was_in_it(tmp_path: Path) -> None:
+    head = np.ascontiguousarray(skimage.data.astronaut()[60:172, 170:282])
+    path = write_crop(tmp_path / "00001.jpg", head, quality=95)
+    ((_, crop),) = CroppedFaces({0: path}, 1).crops()
+    assert np.abs(crop.astype(int) - head).mean() < 4  # grey levels lost to the JPEG, a shift would cost tens
+
+
+def test_images_of_other_kinds_become_rgb(tmp_path: Path) -> None:
+    grey = noise(0)[..., 0]
+    write_crop(tmp_path / "grey.png", grey)
+    write_crop(tmp_path / "clear.png", np.dstack([noise(1), np.full((CROP_PX, CROP_PX), 9, np.uint8)]))
+    crops = dict(CroppedFaces({0: tmp_path / "grey.png", 1: tmp_path / "clear.png"}, 2).crops())
+    np.testing.assert_array_equal(crops[0], np.dstack([grey] * 3))
+    np.testing.assert_array_equal(crops[1], noise(1))
+
+
+def test_another_size_is_resized_without_aliasing(tmp_path: Path) -> None:
+    stripes = np.zeros((1120, 1120, 3), np.uint8)
+    stripes[:, ::2] = 255
+    ramp = np.repeat(np.repeat(np.arange(56, dtype=np.uint8)[None, :, None] * 4, 56, axis=0), 3, axis=2)
+    images = {0: write_crop(tmp_path / "a.png", stripes), 1: write_crop(tmp_path / "b.png", ramp)}
+    crops = dict(CroppedFaces(images, 2).crops())
+    assert np.abs(crops[0][2:-2, 2:-2].astype(int) - 127).max() <= 2
+    # Twice as large: pixel centres lie a quarter of an old pixel apart from the old centres.
+    at_px = (np.arange(CROP_PX) + 0.5) / 2 - 0.5
+    expected = np.interp(at_px, np.arange(56), np.arange(56) * 4.0)
+    assert np.abs(crops[1][50, :, 0] - expected).max() <= 1
+
+
+def test_unreadable_images_are_counted_and_black(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    content = io.BytesIO()
+    Image.fromarray(noise(0)).save(content, "PNG")
+    whole = content.getvalue()
+    images = {i: tmp_path / f"{i + 1:05d}.png" for i in range(5)}
+    for path, damaged in zip(images.values(), (whole, b"", b"no image", whole[: len(whole) // 2], whole), strict=True):
+        path.write_bytes(damaged)
+    face = CroppedFaces(images, 5)
+    with caplog.at_level(logging.WARNING):
+        crops = dict(face.crops())
+    assert face.found_F.tolist() == [True, False, False, False, True]
+    np.testing.assert_array_equal(face.probability_F, [1, 0, 0, 0, 1])
+    assert not any(crops[i].any() for i in (1, 2, 3))
+    (message,) = caplog.messages
+    assert message.startswith("3 aligned images cannot be decoded, such as ")
+    assert "00002.png" in message
+
+
+def test_images_beyond_the_video_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    images = {i: write_crop(tmp_path / f"{i + 1:05d}.png", noise(i)) for i in range(5)}
+    with caplog.at_level(logging.WARNING):
+        assert len(list(CroppedFaces(images, 3).crops())) == 3
+    (message,) = caplog.messages
+    assert message.startswith("2 aligned images are numbered beyond the 3 frames of the video, such as ")
+    assert "00004.png" in message
+
+
+def test_whole_images_cause_no_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    images = {i: write_crop(tmp_path / f"{i + 1:05d}.png", noise(i)) for i in range(3)}
+    with caplog.at_level(logging.WARNING):
+        list(CroppedFaces(images, 9).crops())
+    assert caplog.messages == []
+
+
+def test_an_image_that_is_gone_costs_the_recording(tmp_path: Path) -> None:
+    face = CroppedFaces({0: tmp_path / "00001.jpg"}, 1)
+    with pytest.raises(RecordingError, match=r"00001\.jpg cannot be read \(No such file") as caught:
+        list(face.crops())
+    assert caught.value.reason == "missing_crops"
+
+
+def test_no_frame_of_a_video_is_asked_for(tmp_path: Path) -> None:
+    def frames() -> object:
+        pytest.fail("the video would be decoded")
+        yield
+
+    face = CroppedFaces({0: write_crop(tmp_path / "00001.png", noise(0))}, 2)
+    assert len(list(face.crops(frames()))) == 2  # type: ignore[arg-type]

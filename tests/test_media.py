@@ -407,3 +407,22 @@ def test_file_that_breaks_off(tmp_path: Path) -> None:
         window_S = sound.read(4.0, 4 * RATE_HZ)
     assert np.abs(window_S[: RATE_HZ // 2]).max() > 0.3
     assert not window_S[3 * RATE_HZ :].any()
+
+
+def test_a_stream_that_appears_midway_ends_the_file(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Damage to a transport stream can look like a new stream, of which PyAV knows nothing."""
+    content = bytearray(write_video(tmp_path / "whole.ts", np.arange(100) / 25, sound_CS=beep(1.0, 4.0)).read_bytes())
+    rng, num_broken_off = np.random.default_rng(0), 0
+    for _ in range(40):
+        damaged = bytearray(content)
+        for place in rng.integers(len(content), size=40):
+            damaged[place] = rng.integers(256)
+        path = tmp_path / "damaged.ts"
+        path.write_bytes(damaged)
+        caplog.clear()
+        try:
+            assert 0 < media.probe(path).num_frames <= 100
+        except RecordingError as error:
+            assert error.reason in ("unreadable", "no_video_stream")
+        num_broken_off += "list index out of range" in caplog.text
+    assert num_broken_off  # the damage that is meant was among it

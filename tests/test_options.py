@@ -10,7 +10,7 @@ import pytest
 
 from avfuse import options, registry
 from avfuse.cli import cli
-from avfuse.options import PROTOCOLS, TrainOptions, cache_home, format_assignments, parse_assignments
+from avfuse.options import PROTOCOLS, TrainOptions, cache_home, format_assignments, parse_assignments, parse_fold
 from avfuse.schema import UsageError
 
 COMMANDS = {
@@ -18,6 +18,8 @@ COMMANDS = {
     "extract": options.ExtractOptions,
     "fuse-train": options.TrainOptions,
     "report": options.ReportOptions,
+    "audit": options.AuditOptions,
+    "predict": options.PredictOptions,
     "checkpoint import": options.ImportOptions,
 }
 every_command = pytest.mark.parametrize("command", list(COMMANDS))
@@ -60,7 +62,8 @@ def test_a_knob_says_what_it_is_for(command: str, field: dataclasses.Field[Any])
     assert field.metadata["help"].endswith((".", "]"))
     assert set(field.metadata) == {"help", "choices", "minimum", "argument", "flag", "record"}
     if field.metadata["choices"] and field.default not in (None, dataclasses.MISSING):
-        assert field.default in field.metadata["choices"]
+        default = field.default if isinstance(field.default, tuple) else (field.default,)
+        assert set(default) <= set(field.metadata["choices"])
 
 
 @every_knob
@@ -118,6 +121,7 @@ def test_what_is_given_wins_over_the_protocol() -> None:
 def test_protocols_set_the_same_knobs_and_their_help_says_to_what() -> None:
     knobs = {field.name: field for field in dataclasses.fields(TrainOptions)}
     unset = {name for name, field in knobs.items() if field.default is None and "Path" not in str(field.type)}
+    unset.remove("fold")  # not given is a value of its own
     for values in PROTOCOLS.values():
         assert set(values) == unset
         for name, value in values.items():
@@ -208,3 +212,10 @@ def test_cache_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert cache_home(None) == Path("cache")
     monkeypatch.delenv("AVFUSE_CACHE")
     assert cache_home(None) == Path("cache")
+
+
+def test_a_fold_is_one_of_at_least_two() -> None:
+    assert [parse_fold(text) for text in ("1/2", "2/2", "5/10")] == [(0, 2), (1, 2), (4, 10)]
+    for text in ("0/2", "3/2", "1/1", "1", "/2", "1/", "a/b", "-1/2", "1/2/3", "1.0/2"):
+        with pytest.raises(UsageError, match="expected fold I of N as I/N, for example 1/5"):
+            TrainOptions(fold=text)

@@ -99,10 +99,10 @@ def test_ccc_mean_and_deviation(tmp_path: Path) -> None:
     both = scores.mean(axis=1)
     paper = np.array([0.493, 0.613])
     expected = [
-        (f"{mean[column]:.3f}\n± {sd[column]:.3f}", f"{paper[column]:.3f}\n({mean[column] - paper[column]:+.3f})")
+        (f"{mean[column]:.3f} ± {sd[column]:.3f}", f"{paper[column]:.3f}\n({mean[column] - paper[column]:+.3f})")
         for column in range(2)
     ]
-    overall = f"{both.mean():.3f}\n± {both.std(ddof=1):.3f}"
+    overall = f"{both.mean():.3f} ± {both.std(ddof=1):.3f}"
     assert table.rows[0][:-1] == ("concat", *expected[0], *expected[1], overall)
 
 
@@ -131,8 +131,11 @@ def test_columns_rows_and_the_papers_values(tmp_path: Path) -> None:
     ]
     assert all(len(row) == len(table.columns) for row in table.rows)
     first, last = table.records[0], table.records[-1]
-    names = "head options target ccc_mean ccc_sd seeds paper_ccc paper_dataset paper_method difference"
-    assert list(first) == [*names.split(), "dataset", "fingerprint", "revisions", "runs"]
+    scores = [f"{metric}_{what}" for metric in registry.METRICS for what in ("mean", "sd")]
+    tests = [f"ccc_{what}" for what in ("low", "high", "gain", "gain_low", "gain_high", "gain_seeds", "p", "p_holm")]
+    names = "paper_ccc paper_dataset paper_method difference dataset fingerprint revisions runs"
+    head = ["head", "options", "target", "protocol"]
+    assert list(first) == [*head, *scores, "seeds", "against", *tests, *names.split()]
     assert [first[key] for key in ("options", "ccc_sd", "paper_ccc", "paper_dataset")] == ["", None, 0.721, "Affwild2"]
     assert first["paper_method"] == "JA w/ recursion: BLSTMs t=2"
     assert first["difference"] == first["ccc_mean"] - 0.721
@@ -195,9 +198,9 @@ def test_notes(tmp_path: Path) -> None:
     num_rated = sum(int((~np.isnan(p.target_FE[:, 0])).sum()) for p in predictions)
     notes = "\n".join(table.notes)
     assert table.title == "Validation CCC on demo"
-    assert "Lin's concordance correlation coefficient (1989) with the population's variances" in notes
-    assert "not smoothed" in notes
-    assert f"3 recordings, 395 frames; rated frames: valence {num_rated}, arousal {num_rated}. " in notes
+    assert "CCC: Concordance correlation coefficient (Lin 1989)" in notes
+    assert "Protocol: strict: rated frames, predictions as they are." in notes
+    assert f"3 recordings of 3 subjects, 395 frames; rated frames: valence {num_rated}, arousal {num_rated}. " in notes
     assert "Data set demo, feature cache cafe0123; runs in " in notes
     assert "2 runs are incomplete and left out." in notes
     assert "(arXiv 2304.07958, Tables 1-3; in brackets: ours - the paper's)" in notes

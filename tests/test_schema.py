@@ -1,10 +1,12 @@
 """The nouns refuse what they cannot be, and a trace gives every frame its rating."""
 
+from pathlib import Path
+
 import numpy as np
 import numpy.typing as npt
 import pytest
 
-from avfuse.schema import FAILURE_REASONS, Annotation, Recording, RecordingError
+from avfuse.schema import FAILURE_REASONS, Annotation, AnnotationError, Fault, Recording, RecordingError, RowCount
 
 NAN = float("nan")
 
@@ -149,3 +151,48 @@ def test_steps_that_reach_beyond_the_video_are_refused(last_s: float, is_refused
             annotation.at(frame_time_s)
     else:
         assert annotation.at(frame_time_s)[0] == 3.0
+
+
+def test_a_side_is_left_or_right() -> None:
+    assert Recording("a_left", Path("a.mp4"), "train", "a_left", face_side="left").face_side == "left"
+    with pytest.raises(ValueError, match="a: side 'above' is none of left, right"):
+        Recording("a", Path("a.mp4"), "train", "a", face_side="above")
+
+
+def test_an_annotation_error_names_every_line() -> None:
+    faults = [Fault(Path("a.txt"), line, f"fault {line}") for line in range(3, 20)]
+    error = AnnotationError(faults)
+    assert (error.reason, error.faults) == ("annotation_invalid", tuple(faults))
+    lines = "4, 5, 6, 7, 8, 9, 10, 11, 12, 13, and 6 more"
+    assert str(error) == f"a.txt, line 3: fault 3 (so also lines {lines})"
+    assert str(AnnotationError(faults[:2])) == "a.txt, line 3: fault 3 (so also lines 4)"
+    assert str(AnnotationError(faults[:1])) == "a.txt, line 3: fault 3"
+
+
+@pytest.mark.parametrize(
+    ("num_rows", "num_frames", "dropped", "without"), [(10, 10, 0, 0), (12, 10, 2, 0), (8, 10, 0, 2), (0, 3, 0, 3)]
+)
+def test_rows_and_frames_are_counted(num_rows: int, num_frames: int, dropped: int, without: int) -> None:
+    annotation = trace([0.5] * num_rows)
+    times_s = np.arange(num_frames) / 25
+    assert annotation.count(times_s) == RowCount(num_rows, num_frames, dropped, without)
+    assert int(np.isnan(annotation.at(times_s)).sum()) == without  # no row here is itself unrated
+
+
+def test_rows_and_frames_are_counted_by_time() -> None:
+    times_s = np.arange(10) / 10  # 0 to 0.9
+    by_time = trace([1.0, NAN, 2.0, 3.0], [-0.5, 0.25, 0.55, 1.5])
+    assert by_time.count(times_s) == RowCount(4, 10, 2, 0)
+    late = trace([1.0, 2.0], [0.25, 0.55])
+    assert late.count(times_s) == RowCount(2, 10, 0, 7)
+    assert int(np.isnan(late.at(times_s)).sum()) == 7
+    steps = Annotation(("fatigue",), np.array([[1.0], [2.0], [NAN]]), np.array([0.25, 0.55, 1.5]), is_stepped=True)
+    assert steps.count(times_s) == RowCount(3, 10, 0, 3)  # the last row only ends the second step
+    assert int(np.isnan(steps.at(times_s)).sum()) == 3
+    late_step = Annotation(("fatigue",), np.array([[1.0], [2.0]]), np.array([0.0, 0.95]), is_stepped=True)
+    assert late_step.count(times_s) == RowCount(2, 10, 1, 0)
+
+
+def test_a_sparse_trace_lacks_no_row() -> None:
+    assert trace([0.5] * 3, is_dense=False).count(np.arange(10) / 10) == RowCount(3, 10, 0, 0)
+    assert trace([0.5] * 12, is_dense=False).count(np.arange(10) / 10) == RowCount(12, 10, 2, 0)

@@ -1,13 +1,15 @@
 import dataclasses
 import hashlib
 import json
+import os
 from pathlib import Path
 
 import pytest
 from test_cache import spec
 
+from avfuse import spec as spec_module
 from avfuse.schema import Recording, RecordingError
-from avfuse.spec import CacheSpec, Source
+from avfuse.spec import CacheSpec, FileDigests, Source, list_crops
 
 
 def test_fingerprint_follows_every_field() -> None:
@@ -17,6 +19,7 @@ def test_fingerprint_follows_every_field() -> None:
         "targets": ("fatigue",),
         "video_shape": (1, 1, 1),
         "audio_shape": (1,),
+        "ranges": ((-1.0, 1.0), (0.0, 1.0)),
         "format_version": 9,
     }
     for field in dataclasses.fields(CacheSpec):
@@ -31,6 +34,7 @@ def test_a_spec_comes_back_from_json() -> None:
     assert again == one
     assert again.fingerprint == one.fingerprint
     assert one.store_name == f"Ünder-score-d-{one.fingerprint}.zarr"
+    assert again.ranges == ((-1.0, 1.0), None)
 
 
 def test_source_names_what_is_missing(tmp_path: Path) -> None:
@@ -60,3 +64,85 @@ def test_source_of_a_recording_that_shares_its_annotation_file(tmp_path: Path) -
     text.write_text("v's and others', which changed")
     assert Source.of(recording, tmp_path) == source
     assert Source.of(dataclasses.replace(recording, annotation_sha256="cd" * 32), tmp_path) != source
+
+
+def test_a_file_is_read_once_until_it_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    video, link = tmp_path / "v.mp4", tmp_path / "link.mp4"
+    video.write_bytes(b"123")
+    link.symlink_to(video)
+    read: list[Path] = []
+    sha256 = spec_module._sha256
+    monkeypatch.setattr(spec_module, "_sha256", lambda path: (read.append(path), sha256(path))[1])
+    digest = FileDigests()
+    expected = hashlib.sha256(b"123").hexdigest()
+    assert [digest(video), digest(video), digest(link)] == [expected] * 3
+    people = [Recording(name, video, "train", name, face_side=name) for name in ("left", "right")]
+    left, right = (Source.of(recording, tmp_path, digest) for recording in people)
+    assert read == [video]
+    assert (left.sha256, left.face_side, right.face_side) == (expected, "left", "right")
+    video.write_bytes(b"456")
+    os.utime(video, ns=(0, 0))
+    assert digest(video) == hashlib.sha256(b"456").hexdigest()
+    video.unlink()
+    with pytest.raises(FileNotFoundError):
+        digest(video)
+
+
+def write_crops(folder: Path, *names: str) -> Recording:
+    """Write files that hold their own names; return the recording whose aligned images they are."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        (folder / name).write_text(name)
+    video = folder.parent / "v.mp4"
+    video.write_bytes(b"123")
+    return Recording("v", video, "train", "v", crops=folder)
+
+
+def test_aligned_images_are_listed_by_frame(tmp_path: Path) -> None:
+    folder = tmp_path / "v"
+    images = ["00001.jpg", "00003.PNG", "00010.jpeg", "99999.jpg", "100000.jpg"]
+    others = ["1.jpg", "000002.jpg", "00002.gif", "a0001.jpg", "00002", "._00002.jpg", "00002.jpg.part", "٠٠٠٠٢.jpg"]
+    recording = write_crops(folder, *images, *others)
+    (folder / "00004.jpg").mkdir()
+    listed = {0: "00001.jpg", 2: "00003.PNG", 9: "00010.jpeg", 99998: "99999.jpg", 99999: "100000.jpg"}
+    assert {index: path.name for index, path in list_crops(recording).items()} == listed
+    assert list(list_crops(recording)) == sorted(listed)
+
+
+def test_of_two_images_of_a_frame_one_is_preferred(tmp_path: Path) -> None:
+    recording = write_crops(tmp_path / "v", "00001.png", "00001.jpg", "00001.jpeg", "00002.png", "00002.jpeg")
+    assert [path.name for path in list_crops(recording).values()] == ["00001.jpg", "00002.jpeg"]
+
+
+def test_aligned_images_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
+    recording = write_crops(tmp_path / "v")
+    cases = {
+        "the corpus has no folder of aligned images of v": dataclasses.replace(recording, crops=None),
+        r"nowhere cannot be read \(No such file": dataclasses.replace(recording, crops=tmp_path / "nowhere"),
+        r"v\.mp4 cannot be read \(Not a directory": dataclasses.replace(recording, crops=tmp_path / "v.mp4"),
+        r"v holds no image that is named as 00001\.jpg is": recording,
+        r"00000\.jpg: images are counted from 1": write_crops(tmp_path / "nought", "00000.jpg", "00001.jpg"),
+    }
+    for message, case in cases.items():
+        with pytest.raises(RecordingError, match=message) as caught:
+            list_crops(case)
+        assert caught.value.reason == "missing_crops"
+        with pytest.raises(RecordingError, match=message):
+            Source.of(case, tmp_path, with_crops=True)
+        assert Source.of(case, tmp_path).crops_sha256 is None
+
+
+def test_a_source_follows_its_aligned_images(tmp_path: Path) -> None:
+    folder = tmp_path / "v"
+    recording = write_crops(folder, "00001.jpg", "00002.jpg")
+    seen = [Source.of(recording, tmp_path, with_crops=True)]
+    (folder / "Thumbs.db").write_text("no aligned image")
+    assert Source.of(recording, tmp_path, with_crops=True) == seen[0]
+    (folder / "00002.jpg").write_text("00002.JPG")  # as long as before
+    seen.append(Source.of(recording, tmp_path, with_crops=True))
+    (folder / "00002.jpg").rename(folder / "00003.jpg")
+    seen.append(Source.of(recording, tmp_path, with_crops=True))
+    (folder / "00003.jpg").unlink()
+    seen.append(Source.of(recording, tmp_path, with_crops=True))
+    assert len({source.crops_sha256 for source in seen}) == 4
+    assert len({dataclasses.replace(source, crops_sha256=None) for source in seen}) == 1

@@ -26,6 +26,7 @@ def toy_spec(**changes: object) -> CacheSpec:
         "libraries": {},
         "video_shape": (CHANNELS, MAP, MAP),
         "audio_shape": (AUDIO,),
+        "ranges": ((-1.0, 1.0), (-1.0, 1.0)),
     }
     return CacheSpec(**{**values, **changes})
 

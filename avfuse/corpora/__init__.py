@@ -4,19 +4,24 @@ A corpus turns a root folder into `Recording`s and reads the annotation of one o
 
 Contract
 --------
-``Plug(root: Path)`` raises `UsageError` when the folder is not laid out as the corpus expects, saying what it looked
-for. ``targets`` names the rated dimensions in column order. ``recordings()`` returns every recording, sorted by name,
-names unique. ``annotation(recording)`` reads one annotation file, NaN where unrated, or returns None for a recording
-without one; a file that does not follow its format raises `RecordingError("annotation_invalid")` that names the file
-and, where there is one, the line. Where one file rates several recordings, each of them carries the digest of its own
-part as ``annotation_sha256``: a changed rating then makes only its own recording be extracted again.
+``Plug(root: Path, **arguments)`` raises `UsageError` when the folder is not laid out as the corpus expects, saying what
+it looked for, or when an argument cannot be used. Arguments are plain keywords with defaults of type bool, int, float
+or str: what a user may give as ``--corpus-option KEY=VALUE``. ``targets`` names the rated dimensions in column order,
+``ranges`` holds the lowest and the highest rating of each, None where the corpus declares none. ``recordings()``
+returns every recording, sorted by name, names unique. ``annotation(recording)`` reads one annotation file, NaN where
+unrated, or returns None for a recording without one; a file that does not follow its format raises `AnnotationError`
+with all of its faulty lines. Where one file rates several recordings, each of them carries the digest of its own part
+as ``annotation_sha256``: a changed rating then makes only its own recording be extracted again.
+
+No subject belongs in two partitions. A corpus whose folder declares no partitions draws them by subject
+(`avfuse.corpora._shares`).
 """
 
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import ClassVar
 
-from avfuse.schema import Annotation, Recording
+from avfuse.schema import Annotation, Range, Recording
 
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mkv", ".mov", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".ts")
 
@@ -32,13 +37,14 @@ class Corpus(ABC):
     Raises
     ------
     UsageError
-        If `root` does not exist or is not laid out as this corpus expects.
+        If `root` does not exist or is not laid out as this corpus expects, or an argument cannot be used.
     """
 
     layout: ClassVar[str]
     """What the folder must look like, in a few lines, for error messages and documentation."""
 
     targets: tuple[str, ...]
+    ranges: tuple[Range | None, ...]
 
     @abstractmethod
     def __init__(self, root: Path) -> None: ...
@@ -53,6 +59,6 @@ class Corpus(ABC):
 
         Raises
         ------
-        RecordingError
-            With reason ``annotation_invalid``, naming file and line.
+        AnnotationError
+            Naming every faulty line.
         """

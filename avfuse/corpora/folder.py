@@ -1,66 +1,91 @@
-"""A folder of videos, each with an optional trace beside it."""
+"""A folder of videos, each with an optional trace beside it, or described by a manifest."""
 
 import logging
-import re
+import math
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
-import numpy as np
-import numpy.typing as npt
-
 from avfuse.corpora import VIDEO_SUFFIXES, Corpus
-from avfuse.corpora._traces import invalid, normal_name, parse_rows, read_first_line, read_lines, shown, tree_files
-from avfuse.schema import PARTITIONS, Annotation, Recording, RecordingError, UsageError
+from avfuse.corpora._manifest import FILES, Entry, Manifest, find_manifest, read_manifest
+from avfuse.corpora._series import parse_header, read_trace
+from avfuse.corpora._shares import SPLIT_SEED, TEST, VALIDATION, Shares
+from avfuse.corpora._text import read_first_line
+from avfuse.corpora._traces import declared_range
+from avfuse.corpora._tree import name_below, normal_name, tree_of, videos_below
+from avfuse.schema import PARTITIONS, Annotation, AnnotationError, Recording, UsageError
 
 log = logging.getLogger(__name__)
 
-CLOCKS = ("time", "frame")
-MAX_FRAMES = 10_000_000
-_TARGET_NAME = re.compile(r"[^\W\d][\w .+-]*")
+_TRACE_SUFFIX = ".csv"
 
 
 class FolderCorpus(Corpus):
     """Every video under a folder; ``clip.csv`` beside ``clip.mp4`` is its trace.
 
-    The trace's header names the targets, after an optional ``time`` (seconds, increasing) or ``frame`` (0-based index
-    of the frame, increasing) column; without either, row i rates frame i. A blank or ``nan`` field is unrated. All
-    traces name the same targets: those of the first trace, by name, whose header can be read. Without any trace
-    ``targets`` is empty: features only.
+    The trace's header names the targets, after an optional clock: ``time`` (also ``timestamp``, ``frametime`` or
+    ``frame_time``; seconds, increasing) or ``frame`` (index of the frame, from 0, increasing). Without a clock row i
+    rates frame i. A first column ``name`` that is the same in every row is left out. Columns are separated by commas,
+    semicolons or tabs. A blank or ``nan`` field is unrated. Ratings with times are interpolated linearly between the
+    two rows around a frame, never beyond the first or the last row, nor where one of the two is unrated. All traces
+    name the same targets: those of the first trace, by name, whose header can be read. Without any trace ``targets``
+    is empty: features only.
 
-    The partition is the first folder of the path if it is called train, validation or test, else train with a trace
-    and test without. The subject is the next folder, or the file's stem where there is none.
+    The partition is the first folder of the path if it is called train, validation or test. The subject is the next
+    folder, or the file's stem where there is none. If no path begins with a partition, the subjects with a trace are
+    spread over partitions by their shares; the others are test. Otherwise, outside the folders of partitions, a
+    recording is train with a trace and test without.
+
+    A ``manifest.csv`` or ``manifest.tsv`` at the top lists the recordings, then no other video counts. Its column
+    ``path`` holds the path of the video below the root. The columns ``subject`` and ``partition`` replace what the path
+    says. The column ``annotation`` holds the path of a trace below the root, or nothing; instead the manifest may hold
+    the ratings itself, one row each, in a column ``time`` or ``frame`` and one per target. Without either, traces lie
+    beside the videos. A listed video that is not there is extracted as missing.
+
+    Parameters
+    ----------
+    root : Path
+        The folder.
+    lowest, highest : float
+        The range of the ratings of all targets, one outside is a fault; NaN where none is declared.
+    validation, test : float
+        Shares of the subjects with a trace, where no partition is declared; the others are trained on.
+    split_seed : int
+        Of the draw of these subjects.
 
     Raises
     ------
     UsageError
-        If the folder does not exist or holds no video, two videos differ in their suffix alone, or there are traces
-        but none has a readable header.
+        If the folder does not exist or holds no video, two videos differ in their suffix alone, there are traces but
+        none has a readable header, or the manifest is faulty; the message then names the lines. If the range is none,
+        the subjects are too few for the shares, or shares are given beside declared partitions.
     """
 
     layout: ClassVar[str] = (
         "[train|validation|test/][<subject>/]<video>.mp4 (or another video suffix), each with an optional <video>.csv "
-        "beside it whose header names the targets after an optional 'time' or 'frame' column"
+        "beside it whose header names the targets after an optional 'time' or 'frame' column; or "
+        f"{' or '.join(FILES)} with a column 'path' and optionally 'subject', 'partition', and 'annotation' or ratings"
     )
 
-    def __init__(self, root: Path) -> None:
+    def __init__(
+        self,
+        root: Path,
+        lowest: float = math.nan,
+        highest: float = math.nan,
+        validation: float = VALIDATION,
+        test: float = TEST,
+        split_seed: int = SPLIT_SEED,
+    ) -> None:
         if not root.is_dir():
             raise UsageError(f"{root} is not a folder; give the root folder of the videos")
-        files = tree_files(root)
-        traces = {_name(root, path): path for path in files if path.suffix.lower() == ".csv"}
-        found: dict[str, Recording] = {}
-        for path in files:
-            if path.suffix.lower() not in VIDEO_SUFFIXES:
-                continue
-            name = _name(root, path)
-            if name in found:
-                raise UsageError(f"two videos are named {name}: {found[name].path} and {path}; rename one")
-            found[name] = _recording(root, path, traces.pop(name, None))
-        if not found:
-            raise UsageError(f"{root} holds no video ({' '.join(VIDEO_SUFFIXES)}). Expected {self.layout}")
-        if traces:
-            log.warning("%s: csv files beside no video of their name, left out: %d", root, len(traces))
-        self._recordings = [found[name] for name in sorted(found)]
-        self.targets = _corpus_targets(root, self._recordings)
+        limits = None if math.isnan(lowest) and math.isnan(highest) else declared_range(lowest, highest)
+        path = find_manifest(root)
+        self._manifest = None if path is None else read_manifest(root, path)
+        entries = _found(root) if self._manifest is None else _listed(root, self._manifest)
+        self.targets = _corpus_targets(root, self._manifest, entries)
+        self._recordings = _recordings(root, entries, Shares(validation, test, split_seed))
+        self.ranges = (limits,) * len(self.targets)
 
     def recordings(self) -> list[Recording]:
         """Return every recording, sorted by name."""
@@ -71,95 +96,90 @@ class FolderCorpus(Corpus):
 
         Raises
         ------
-        RecordingError
-            With reason ``annotation_invalid``, naming file and line.
+        AnnotationError
+            Naming every faulty line.
         """
         path = recording.annotation_path
         if path is None:
             return None
-        lines = read_lines(path)
-        clock, targets = _parse_header(path, lines[0])
-        if targets != self.targets:
-            expected = f"the corpus's targets {','.join(self.targets)}"
-            raise invalid(path, 1, expected, ",".join(targets), "give every trace the same columns in the same order")
-        columns = targets if clock is None else (clock, *targets)
-        values = parse_rows(path, lines, columns, blank=True)
-        if clock is None:
-            return Annotation(targets, values)
-        clock_F, values_FE = values[:, 0], values[:, 1:]
-        _check_clock(path, clock, clock_F)
-        if clock == "time":
-            return Annotation(targets, values_FE, time_s=clock_F)
-        return Annotation(targets, _spread(clock_F, values_FE), is_dense=False)
+        if self._manifest is not None and path == self._manifest.path:
+            return self._manifest.annotation(recording.name, self.ranges)
+        return read_trace(path, self.targets, self.ranges)
 
 
-def _name(root: Path, path: Path) -> str:
-    return normal_name(path.relative_to(root).with_suffix("").as_posix())
+def _found(root: Path) -> dict[str, Entry]:
+    """Return every video below the root, with the trace beside it."""
+    files = tree_of(root, (_TRACE_SUFFIX, *VIDEO_SUFFIXES)).files
+    videos = videos_below(root, files)
+    if not videos:
+        raise UsageError(f"{root} holds no video ({' '.join(VIDEO_SUFFIXES)}). Expected {FolderCorpus.layout}")
+    traces = _traces(root, files)
+    num_stray = len(traces.keys() - videos.keys())
+    if num_stray:
+        log.warning("%s: csv files beside no video of their name, left out: %d", root, num_stray)
+    return {name: Entry(path, trace=traces.get(name)) for name, path in videos.items()}
 
 
-def _recording(root: Path, path: Path, trace: Path | None) -> Recording:
-    folders = path.relative_to(root).parent.parts
-    partition = "train" if trace else "test"
+def _listed(root: Path, manifest: Manifest) -> dict[str, Entry]:
+    """Return the videos of a manifest, with the traces beside them unless it tells where they are."""
+    if manifest.has_traces:
+        return manifest.entries
+    traces = _traces(root, tree_of(root, (_TRACE_SUFFIX,)).files)
+    return {name: replace(entry, trace=traces.get(name)) for name, entry in manifest.entries.items()}
+
+
+def _traces(root: Path, files: Iterable[Path]) -> dict[str, Path]:
+    manifests = [root / name for name in FILES]
+    return {
+        name_below(root, path): path for path in files if path.suffix.lower() == _TRACE_SUFFIX and path not in manifests
+    }
+
+
+def _recordings(root: Path, entries: dict[str, Entry], shares: Shares) -> list[Recording]:
+    """Return the recordings, sorted by name, with what neither manifest nor folders say filled in."""
+    places = {name: _place(root, entry) for name, entry in entries.items()}
+    if any(partition for partition, _ in places.values()):
+        shares.refuse(f"the paths or the manifest of {root} name partitions")
+        partitions = {
+            name: partition or ("train" if entries[name].trace else "test") for name, (partition, _) in places.items()
+        }
+    else:
+        drawn = shares.draw(subject for name, (_, subject) in places.items() if entries[name].trace)
+        partitions = {name: drawn.get(subject, "test") for name, (_, subject) in places.items()}
+    return [
+        Recording(
+            name=name,
+            path=entries[name].path,
+            partition=partitions[name],
+            subject=places[name][1],
+            annotation_path=entries[name].trace,
+            annotation_sha256=entries[name].sha256,
+        )
+        for name in sorted(entries)
+    ]
+
+
+def _place(root: Path, entry: Entry) -> tuple[str | None, str]:
+    """Return partition, if there is one, and subject, as the manifest says or else as the path does."""
+    folders, partition = entry.path.relative_to(root).parent.parts, None
     if folders and folders[0] in PARTITIONS:
         partition, folders = folders[0], folders[1:]
-    return Recording(
-        name=_name(root, path),
-        path=path,
-        partition=partition,
-        subject=normal_name(folders[0] if folders else path.stem),
-        annotation_path=trace,
-    )
+    subject = normal_name(folders[0] if folders else entry.path.stem)
+    return entry.partition or partition, entry.subject or subject
 
 
-def _corpus_targets(root: Path, recordings: list[Recording]) -> tuple[str, ...]:
-    """Return the targets of the first readable header, reading no more than first lines."""
-    first_error: RecordingError | None = None
-    for recording in recordings:
-        path = recording.annotation_path
-        if path is None:
+def _corpus_targets(root: Path, manifest: Manifest | None, entries: dict[str, Entry]) -> tuple[str, ...]:
+    """Return the targets of the manifest or of the first readable header, reading no more than first lines."""
+    if manifest is not None and manifest.targets:
+        return manifest.targets
+    first_error: AnnotationError | None = None
+    for _, entry in sorted(entries.items()):
+        if entry.trace is None:
             continue
         try:
-            return _parse_header(path, read_first_line(path))[1]
-        except RecordingError as error:
+            return parse_header(entry.trace, read_first_line(entry.trace)).targets
+        except AnnotationError as error:
             first_error = first_error or error
     if first_error is not None:
         raise UsageError(f"no trace under {root} has a readable header; the first: {first_error}")
     return ()
-
-
-def _parse_header(path: Path, line: str) -> tuple[str | None, tuple[str, ...]]:
-    """Return the name of the clock column, or None, and the targets."""
-    names = [normal_name(field.strip()) for field in line.split(",")]
-    clock = names[0].lower() if names[0].lower() in CLOCKS else None
-    targets = tuple(names if clock is None else names[1:])
-    expected = "a header that names the targets, for example 'time,valence,arousal'"
-    if not targets or not all(_TARGET_NAME.fullmatch(name) for name in targets):
-        raise invalid(path, 1, expected, shown(line), "write the names of the columns, separated by commas, first")
-    if len(set(targets)) < len(targets) or any(name.lower() in CLOCKS for name in targets):
-        raise invalid(path, 1, expected, shown(line), "name every target once, and put 'time' or 'frame' first")
-    return clock, targets
-
-
-def _check_clock(path: Path, clock: str, clock_F: npt.NDArray[np.float64]) -> None:
-    """Refuse a clock that is blank, does not increase, or names no frame."""
-    unit = "a time in seconds" if clock == "time" else "the index of a frame, a whole number from 0"
-    wrong_F = np.isnan(clock_F)
-    if clock == "frame":
-        wrong_F |= (clock_F != np.floor(clock_F)) | (clock_F < 0) | (clock_F >= MAX_FRAMES)
-    if wrong_F.any():
-        row = int(wrong_F.argmax())
-        got = "a blank field" if np.isnan(clock_F[row]) else f"{clock_F[row]:g}"
-        raise invalid(path, row + 2, unit, got, f"write {unit} in every row, or leave the column out")
-    behind_F = np.diff(clock_F) <= 0
-    if behind_F.any():
-        row = int(behind_F.argmax()) + 1
-        got = f"{clock_F[row]:.9g} after {clock_F[row - 1]:.9g}"
-        raise invalid(path, row + 2, f"a {clock} that increases from row to row", got, "sort the rows, each once")
-
-
-def _spread(frame_F: npt.NDArray[np.float64], values_FE: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Return one row per frame up to the last named one, NaN where a frame is not named."""
-    index_F = frame_F.astype(np.int64)
-    spread_FE = np.full((index_F[-1] + 1, values_FE.shape[1]), np.nan)
-    spread_FE[index_F] = values_FE
-    return spread_FE

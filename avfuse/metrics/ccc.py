@@ -2,8 +2,7 @@
 
 from typing import Any, TypeVar
 
-import numpy as np
-import numpy.typing as npt
+from avfuse.metrics import Sums, Values, metric
 
 Value = TypeVar("Value")
 
@@ -20,64 +19,11 @@ def concordance(covariance: Value, prediction_variance: Value, target_variance: 
     return value
 
 
-def ccc(prediction: Any, target: Any) -> float:
+@metric(label="CCC", perfect=1.0, scale="correlation")
+def ccc(sums: Sums) -> Values:
     """Concordance correlation coefficient of a predicted trace with the rated one.
 
-    Moments are taken from the first rated value of each trace as origin, so that a trace of equal values has variance
-    0 exactly, whatever the value (the mean of equal numbers is seldom that number in floating point).
-
-    Parameters
-    ----------
-    prediction, target : array or tensor, (n,)
-        Where the target is NaN the position is unrated and left out.
-
-    Returns
-    -------
-    float
-        Between -1 and 1, in float64. 0 if one of the traces is constant, or both are with different values. NaN where
-        it is not defined: no rated value, or both traces constant and equal (so also one rated value, hit exactly).
-
-    Raises
-    ------
-    ValueError
-        If the shapes differ or are not one-dimensional, or a value at a rated position is NaN or infinite.
+    Between -1 and 1. 0 if one of the traces is constant, or both are with different values. NaN where it is not
+    defined: no rated value, or both traces constant and equal (so also one rated value, hit exactly).
     """
-    prediction_N, target_N = _rated(_as_float64(prediction), _as_float64(target))
-    if prediction_N.size == 0:
-        return float("nan")
-    origin_difference = prediction_N[0] - target_N[0]
-    prediction_N = prediction_N - prediction_N[0]
-    target_N = target_N - target_N[0]
-    mean_difference = origin_difference + (prediction_N.mean() - target_N.mean())
-    prediction_N = prediction_N - prediction_N.mean()
-    target_N = target_N - target_N.mean()
-    prediction_variance, target_variance = np.mean(prediction_N**2), np.mean(target_N**2)
-    if prediction_variance + target_variance + mean_difference**2 == 0:
-        return float("nan")
-    covariance = np.mean(prediction_N * target_N)
-    return float(concordance(covariance, prediction_variance, target_variance, mean_difference))
-
-
-def _as_float64(values: Any) -> npt.NDArray[np.float64]:
-    """Return an array or a tensor (of any device and float type) as a numpy array; torch is not imported for it."""
-    if hasattr(values, "detach"):
-        values = values.detach().cpu().double().numpy()
-    return np.asarray(values, dtype=np.float64)
-
-
-def _rated(
-    prediction_N: npt.NDArray[np.float64], target_N: npt.NDArray[np.float64]
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Return both traces at the rated positions, after the checks of `ccc`."""
-    if prediction_N.ndim != 1 or prediction_N.shape != target_N.shape:
-        raise ValueError(
-            f"prediction of shape {prediction_N.shape} and target of shape {target_N.shape}: "
-            "both must be one-dimensional and equally long"
-        )
-    rated_N = ~np.isnan(target_N)
-    prediction_N, target_N = prediction_N[rated_N], target_N[rated_N]
-    for what, values_N in (("prediction", prediction_N), ("target", target_N)):
-        num_bad = np.count_nonzero(~np.isfinite(values_N))
-        if num_bad:
-            raise ValueError(f"{what} is NaN or infinite at {num_bad} of {values_N.size} rated positions")
-    return prediction_N, target_N
+    return concordance(sums.covariance, sums.prediction_variance, sums.target_variance, sums.mean_difference)

@@ -1,0 +1,89 @@
+"""What the corpora share about files: which there are below a root, and what they are called."""
+
+import logging
+import os
+import unicodedata
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from avfuse.corpora import VIDEO_SUFFIXES
+from avfuse.schema import UsageError
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Tree:
+    """Files of the wanted kinds below a root, and all folders, both sorted."""
+
+    files: list[Path]
+    folders: list[Path]
+
+
+def tree_of(root: Path, suffixes: Sequence[str], closed: Collection[str] = ()) -> Tree:
+    """Return what lies below `root`, but for hidden files and folders and links that lead out of it.
+
+    Linked folders are not entered. One walk, which costs files of other kinds no more than their name.
+
+    Parameters
+    ----------
+    root : Path
+    suffixes : sequence of str
+        Endings of the files to return, in lower case.
+    closed : collection of str
+        Names of folders that are listed but not entered.
+    """
+    home, endings = Path(os.path.realpath(root)), tuple(suffixes)
+    files, folders, num_left_out = [], [], 0
+    unread: list[OSError] = []
+    for folder, inside, names in os.walk(root, onerror=unread.append):
+        here = Path(folder)
+        inside[:] = [name for name in inside if not name.startswith(".")]
+        linked = {name for name in inside if (here / name).is_symlink()}
+        num_left_out += len(linked)
+        folders += [here / name for name in inside if name not in linked]
+        inside[:] = [name for name in inside if name not in closed and name not in linked]
+        for name in names:
+            if name.startswith(".") or not name.lower().endswith(endings):
+                continue
+            path = here / name
+            if path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(home):
+                num_left_out += 1
+            else:
+                files.append(path)
+    if num_left_out:
+        log.warning("%s: linked folders or links that lead out of it, left out: %d; copy the files", root, num_left_out)
+    if unread:
+        found = f"{len(unread)}, such as {unread[0].filename} ({unread[0].strerror})"
+        log.warning("%s: folders that cannot be read, left out: %s; check their permissions", root, found)
+    return Tree(sorted(files), sorted(folders))
+
+
+def videos_below(root: Path, files: Sequence[Path]) -> dict[str, Path]:
+    """Return {path below the root without suffix: video}.
+
+    Raises
+    ------
+    UsageError
+        If two videos differ in their suffix alone.
+    """
+    videos: dict[str, Path] = {}
+    for path in files:
+        if path.suffix.lower() not in VIDEO_SUFFIXES:
+            continue
+        name = name_below(root, path)
+        if name in videos:
+            raise UsageError(f"two videos are named {name}: {videos[name]} and {path}; rename one")
+        videos[name] = path
+    return videos
+
+
+def name_below(root: Path, path: Path) -> str:
+    """Return the path of a file below the root, with '/' and without suffix."""
+    return normal_name(path.relative_to(root).with_suffix("").as_posix())
+
+
+def normal_name(text: str) -> str:
+    """Return a file name in the composed Unicode form (NFC), so that it compares equal on every file system."""
+    return unicodedata.normalize("NFC", text)

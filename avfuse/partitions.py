@@ -1,0 +1,203 @@
+"""Partitions that share no subject: drawn by subject, and checked for what is in two of them.
+
+A network that has seen a face in training knows it in validation; a score of such a split is not one of new people.
+"""
+
+import math
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from sklearn.model_selection import GroupKFold, GroupShuffleSplit
+
+from avfuse.schema import PARTITIONS, Recording, RecordingError, UsageError
+
+_Key = TypeVar("_Key", bound=Hashable)
+_MAX_SEED = 2**32 - 1  # of numpy's legacy generator, which scikit-learn seeds
+_MAX_NAMES_SHOWN = 3
+
+
+@dataclass(frozen=True)
+class Leak:
+    """What stands in two partitions and so makes the score of one of them too good.
+
+    Attributes
+    ----------
+    kind : str
+        ``subject`` or ``file``.
+    name : str
+        The subject, or the path of the first recording's file.
+    recordings : tuple of str
+        Names of the recordings concerned, in the order train, validation, test.
+    partitions : tuple of str
+        The partition of each of them.
+    """
+
+    kind: str
+    name: str
+    recordings: tuple[str, ...]
+    partitions: tuple[str, ...]
+
+    @property
+    def message(self) -> str:
+        """What leaks, where, and what to do, on one line."""
+        held: dict[str, list[str]] = {}
+        for recording, partition in zip(self.recordings, self.partitions, strict=True):
+            held.setdefault(partition, []).append(recording)
+        places = " and in ".join(f"{partition} ({_list(names)})" for partition, names in held.items())
+        what = f"subject {self.name}" if self.kind == "subject" else f"the content of {self.name}"
+        return f"{what} is in {places}; leave it in one partition"
+
+
+def split_by_subject(subjects: Sequence[str], validation: float, test: float, seed: int) -> list[str]:
+    """Draw partitions that share no subject, and return the partition of each item.
+
+    Shares count subjects, not items, and are rounded to whole subjects; each partition with a share has at least one.
+    The draw depends on the set of subjects and the seed alone: neither the order of the items nor how many a subject
+    has changes it, but one subject more or less does.
+
+    Parameters
+    ----------
+    subjects : sequence of str
+        The subject of each item.
+    validation, test : float
+        Share of the subjects held out, from 0 up to, in sum, below 1; the others are trained on.
+    seed : int
+        Of the draw.
+
+    Raises
+    ------
+    UsageError
+        If a share or the seed is out of range, or there are fewer subjects than partitions with a share.
+    """
+    _check_shares(validation, test, seed)
+    names = sorted(set(subjects))
+    if not names:
+        return []
+    num_wanted = 1 + (validation > 0) + (test > 0)
+    if len(names) < num_wanted:
+        raise UsageError(
+            f"{num_wanted} partitions need as many subjects, and there is no more than {_list(names)} "
+            f"(validation={validation:g}, test={test:g}); add subjects, or set a share to 0"
+        )
+    num_test = _num_held_out(test, len(names), num_others=num_wanted - 1)
+    num_validation = _num_held_out(validation, len(names), num_others=1 + num_test)
+    others, tested = _draw(names, num_test, seed)
+    _, validated = _draw(others, num_validation, seed)
+    partition_of = (
+        dict.fromkeys(names, "train") | dict.fromkeys(validated, "validation") | dict.fromkeys(tested, "test")
+    )
+    return [partition_of[subject] for subject in subjects]
+
+
+def fold_by_subject(subjects: Sequence[str], num_folds: int) -> list[int]:
+    """Spread items over folds of about equal size that share no subject, and return the fold of each item, from 0.
+
+    The folds depend on how many items each subject has, not on the order of the items. Which of two subjects with
+    equally many items goes where may differ between processors, as numpy's sort does.
+
+    Raises
+    ------
+    UsageError
+        If there are fewer than two folds, or fewer subjects than folds.
+    """
+    num_subjects = len(set(subjects))
+    if not 2 <= num_folds <= num_subjects:
+        raise UsageError(f"{num_folds} folds of {num_subjects} subjects: give from 2 to as many folds as subjects")
+    fold_of_item = [0] * len(subjects)
+    for fold, (_, held_out) in enumerate(GroupKFold(num_folds).split(subjects, groups=subjects)):
+        for item in held_out:
+            fold_of_item[item] = fold
+    return fold_of_item
+
+
+def find_leaks(recordings: Sequence[Recording], digest: Callable[[Path], str]) -> list[Leak]:
+    """Return every subject and every file content that stands in two partitions, subjects first, each by its name.
+
+    Only files are digested whose size occurs in two partitions. Files that are missing, cannot be read or are empty
+    are no leaks. Two recordings of one file, as of two people in one video, leak if their partitions differ.
+
+    Parameters
+    ----------
+    recordings : sequence of Recording
+    digest : callable
+        Returns the digest of a file's content; an `OSError` or `RecordingError` leaves the file out.
+    """
+    by_subject = _grouped((recording.subject, recording) for recording in recordings)
+    leaks = [_leak("subject", subject, group) for subject, group in by_subject.items() if _is_spread(group)]
+    by_size = _grouped(
+        (num_bytes, recording) for recording in recordings if (num_bytes := _num_bytes(recording.path)) > 0
+    )
+    suspects = [recording for group in by_size.values() if _is_spread(group) for recording in group]
+    by_content = _grouped(_with_digests(suspects, digest))
+    leaks += [_leak("file", None, group) for group in by_content.values() if _is_spread(group)]
+    return sorted(leaks, key=lambda leak: (leak.kind != "subject", leak.name, leak.recordings))
+
+
+def _check_shares(validation: float, test: float, seed: int) -> None:
+    given = f"validation={validation:g}, test={test:g}"
+    if not all(math.isfinite(share) and 0 <= share < 1 for share in (validation, test)) or validation + test >= 1:
+        raise UsageError(f"{given}: give shares from 0 that add up to less than 1, the rest is trained on")
+    if not 0 <= seed <= _MAX_SEED:
+        raise UsageError(f"seed {seed} of the partitions: give a whole number from 0 to {_MAX_SEED}")
+
+
+def _num_held_out(share: float, num_subjects: int, *, num_others: int) -> int:
+    """Return the rounded number of subjects of a share, at least 1, that leaves one for each of the others."""
+    return min(max(1, round(share * num_subjects)), num_subjects - num_others) if share else 0
+
+
+def _draw(names: list[str], num_drawn: int, seed: int) -> tuple[list[str], list[str]]:
+    """Return the names that are left and those that are drawn."""
+    if not num_drawn:
+        return names, []
+    splitter = GroupShuffleSplit(1, test_size=num_drawn, random_state=seed)
+    left, drawn = next(splitter.split(names, groups=names))
+    return [names[i] for i in sorted(left)], [names[i] for i in sorted(drawn)]
+
+
+def _grouped(keyed: Iterable[tuple[_Key, Recording]]) -> dict[_Key, list[Recording]]:
+    groups: dict[_Key, list[Recording]] = {}
+    for key, recording in keyed:
+        groups.setdefault(key, []).append(recording)
+    return groups
+
+
+def _is_spread(group: Sequence[Recording]) -> bool:
+    return len({recording.partition for recording in group}) > 1
+
+
+def _leak(kind: str, name: str | None, group: list[Recording]) -> Leak:
+    """Describe a leak; one of a file is named after its first recording's path."""
+    ordered = sorted(group, key=lambda recording: (PARTITIONS.index(recording.partition), recording.name))
+    names, partitions = zip(*((recording.name, recording.partition) for recording in ordered), strict=True)
+    return Leak(kind, name or str(ordered[0].path), names, partitions)
+
+
+def _num_bytes(path: Path) -> int:
+    """Return the size of a file, 0 for one that is missing."""
+    try:
+        return path.stat().st_size if path.is_file() else 0
+    except OSError:
+        return 0
+
+
+def _with_digests(recordings: Sequence[Recording], digest: Callable[[Path], str]) -> Iterable[tuple[str, Recording]]:
+    """Yield the readable recordings with the digests of their files, each file read once."""
+    known: dict[Path, str | None] = {}
+    for recording in recordings:
+        path = recording.path.resolve()
+        if path not in known:
+            try:
+                known[path] = digest(path)
+            except (OSError, RecordingError):
+                known[path] = None
+        found = known[path]
+        if found is not None:
+            yield found, recording
+
+
+def _list(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _MAX_NAMES_SHOWN} more" if len(names) > _MAX_NAMES_SHOWN else ""
+    return ", ".join(names[:_MAX_NAMES_SHOWN]) + more

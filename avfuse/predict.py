@@ -1,0 +1,150 @@
+"""Trained heads on the recordings of a cache: per-frame predictions, as a table or as a challenge wants them.
+
+Several runs are an ensemble: each predicts for itself, on its own windows, and the mean of their predictions counts.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from avfuse import runs
+from avfuse.atomic import write_atomically
+from avfuse.cache import FeatureCache
+from avfuse.checkpoint import load_head
+from avfuse.dataset import WindowedPartition
+from avfuse.device import choose_device
+from avfuse.options import PredictOptions, cache_home
+from avfuse.protocols import seconds_by_target, smooth
+from avfuse.schema import Batch, Predictions, Range, UsageError
+from avfuse.submission import read_template, write_submission
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class PredictSummary:
+    """What was predicted: by how many runs, of how much, and how many rows each file holds (0 if not written)."""
+
+    num_runs: int
+    partition: str
+    targets: tuple[str, ...]
+    num_recordings: int
+    num_frames: int
+    num_csv_rows: int
+    num_submission_rows: int
+
+
+def predict(
+    options: PredictOptions, on_progress: Callable[[int, int], None] = lambda done, total: None
+) -> PredictSummary:
+    """Predict every frame of a partition and write what was asked for, calling ``on_progress(done, total)`` by runs.
+
+    Predictions are interpolated from clips to frames, averaged over the runs, smoothed where asked for, and held to the
+    range of each target where the corpus declares one.
+
+    Raises
+    ------
+    UsageError
+        If nothing is to be written, a run is incomplete or was trained on other features or targets, the cache holds no
+        recording of the partition, or template or folder cannot be used.
+    """
+    if options.csv is None and options.submission is None:
+        raise UsageError("nothing to write; give --csv FILE, --submission DIR, or both")
+    if options.template is not None and options.submission is None:
+        raise UsageError("--template lists the rows of a submission; give --submission DIR with it")
+    template = None if options.template is None else read_template(options.template)
+    cache = FeatureCache.find(cache_home(options.cache))
+    places = runs.find_runs(options.runs)
+    records = [_check_run(place, cache) for place in places]
+    windows_s = seconds_by_target(options.smoothing, records[0].targets)
+    device = choose_device(options.device)
+    traces = []
+    for done, (place, record) in enumerate(zip(places, records, strict=True), start=1):
+        traces.append(_predict(place, record, cache, options, device))
+        on_progress(done, len(places))
+    ranges = cache.spec.ranges or (None,) * len(records[0].targets)
+    predictions = [
+        _finish(items, ranges, [windows_s.get(target, 0.0) for target in records[0].targets])
+        for items in zip(*traces, strict=True)
+    ]
+    return PredictSummary(
+        num_runs=len(places),
+        partition=options.partition,
+        targets=records[0].targets,
+        num_recordings=len(predictions),
+        num_frames=sum(len(item.time_s) for item in predictions),
+        num_csv_rows=0 if options.csv is None else _write_csv(options.csv, predictions),
+        num_submission_rows=0
+        if options.submission is None
+        else write_submission(options.submission, predictions, template),
+    )
+
+
+def _check_run(place: Path, cache: FeatureCache) -> runs.RunRecord:
+    """Return the record of a run that can predict from this cache."""
+    record = runs.read_run(place)
+    if not record.complete:
+        raise UsageError(f"{place} is incomplete; finish it with: avfuse fuse-train")
+    if record.targets != cache.spec.targets and cache.spec.targets:
+        raise UsageError(
+            f"{place} predicts {', '.join(record.targets)}; {cache.path} is rated for {', '.join(cache.spec.targets)}"
+        )
+    if record.fingerprint not in ("", cache.spec.fingerprint):
+        raise UsageError(
+            f"{place} was trained on features {record.fingerprint}, {cache.path} holds others; extract the recordings "
+            "with the settings of its training, into the same store"
+        )
+    return record
+
+
+def _predict(
+    place: Path, record: runs.RunRecord, cache: FeatureCache, options: PredictOptions, device: torch.device
+) -> list[Predictions]:
+    """Predict the partition with one run, on windows as in its validation."""
+    head = load_head(place).to(device)
+    spacing, overlap = int(record.options["spacing"]), int(record.options.get("overlap", 0))
+    partition = WindowedPartition(cache, options.partition, head.num_clips, spacing, overlap=overlap)
+
+    def trace(batch: Batch) -> torch.Tensor:
+        inputs = (batch.audio_BTA, batch.video_BTCHW, batch.mask_BT, batch.face_BT)
+        with torch.autocast(device.type, torch.bfloat16, enabled=record.options.get("amp") == "bf16"):
+            trace_BTE: torch.Tensor = head(*(values.to(device) for values in inputs))
+        return trace_BTE
+
+    return partition.predict(trace, options.batch_size)
+
+
+def _finish(items: Sequence[Predictions], ranges: Sequence[Range | None], windows_s: Sequence[float]) -> Predictions:
+    """Return the mean of several predictions of one recording, smoothed and held to the targets' ranges."""
+    mean_FE = np.asarray(np.mean([item.prediction_FE for item in items], axis=0, dtype=np.float64))
+    for index, (declared, window_s) in enumerate(zip(ranges, windows_s, strict=True)):
+        if window_s:
+            mean_FE[:, index] = smooth(mean_FE[:, index], items[0].time_s, window_s)
+        if declared is not None:
+            mean_FE[:, index] = mean_FE[:, index].clip(*declared)
+    if not np.isfinite(mean_FE).all():
+        raise UsageError(f"{items[0].recording}: a prediction is not finite; a training diverged, leave that run out")
+    return replace(items[0], prediction_FE=np.asarray(mean_FE, np.float32))
+
+
+def _write_csv(path: Path, predictions: Sequence[Predictions]) -> int:
+    """Write one line per frame, frames counted from 0 and times in seconds; return their number."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("recording", "subject", "frame", "time_s", *predictions[0].targets, "face"))
+    for item in predictions:
+        columns = zip(item.time_s.tolist(), item.prediction_FE, item.face_F.tolist(), strict=True)
+        for frame, (time_s, values, face) in enumerate(columns):
+            writer.writerow(
+                (item.recording, item.subject, frame, f"{time_s:.6f}", *(f"{value:.6g}" for value in values), int(face))
+            )
+    write_atomically(path, text.getvalue().encode())
+    return sum(len(item.time_s) for item in predictions)
