@@ -11,6 +11,7 @@ How well the intervals cover and the tests keep their level was measured; docs/s
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -35,7 +36,9 @@ FEW_SEEDS = 3
 FEW_RECORDINGS = 6
 """With fewer, 2 / 2^R is above `LEVEL`."""
 LEVEL = 0.05
+"""What p must not exceed."""
 MAX_UNDEFINED_SHARE = 0.01
+"""Of the draws, above which there is no interval: it would be of those samples only that do have a score."""
 _ROUNDING = 1e-12  # scores that differ by less, relatively, are equal
 _STEP = 1e-4  # of a difference quotient, which errs by its square and by 1e-16 / 1e-4
 _BATCH_NUMBERS = 1_000_000  # in the largest array of a batch of draws
@@ -79,9 +82,9 @@ def bootstrap_interval(
     """Return the interval of the mean over the seeds of the score of all groups together.
 
     The bootstrap-t interval (Efron & Tibshirani 1993, ch. 12) over groups: groups are drawn with replacement, the same
-    for all seeds; in each draw the deviation from the estimate is divided by its own standard error, that of the
-    infinitesimal jackknife (ibid., ch. 21); and the quantiles of the quotient are laid off from the estimate in units
-    of its jackknife standard error, which errs to the safe side (Efron & Stein 1981). With few groups that comes
+    for all seeds; in each draw the deviation from the estimate is divided by the draw's standard error, that of the
+    infinitesimal jackknife (Efron 1982, ch. 6); and the quantiles of the quotient are laid off from the estimate in
+    units of its jackknife standard error, which errs to the safe side (Efron & Stein 1981). With few groups that comes
     closest to its confidence, of the methods compared in docs/statistics.md.
 
     Parameters
@@ -151,19 +154,22 @@ def _interval(
         return UNDEFINED
     if np.abs(drawn.without_G - drawn.estimate).max() <= _ROUNDING * drawn.size:
         return Interval(drawn.estimate, drawn.estimate)
-    roots_N = stats.bootstrap(
-        (np.arange(drawn.num_groups),),
-        drawn.roots,
-        n_resamples=num_resamples,
-        batch=max(1, _BATCH_NUMBERS // max(drawn.num_groups, sums_SGK[:, 0].size)),
-        method="percentile",
-        rng=np.random.default_rng(seed),
-    ).bootstrap_distribution
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", stats.DegenerateDataWarning)  # of draws that are not defined, counted below
+        roots_N = stats.bootstrap(
+            (np.arange(drawn.num_groups),),
+            drawn.roots,
+            n_resamples=num_resamples,
+            batch=max(1, _BATCH_NUMBERS // drawn.num_numbers),
+            method="percentile",
+            rng=np.random.default_rng(seed),
+        ).bootstrap_distribution
     defined_N = roots_N[~np.isnan(roots_N)]
     if len(defined_N) < (1 - MAX_UNDEFINED_SHARE) * num_resamples:
         return UNDEFINED
     below, above = np.quantile(defined_N, [(1 - confidence) / 2, (1 + confidence) / 2])
-    ends = scale.back(scale.forward(np.array(drawn.estimate)) - drawn.jackknife_error * np.array([above, below]))
+    with np.errstate(divide="ignore", invalid="ignore"):  # an estimate of 1 lies at infinity on Fisher's scale
+        ends = scale.back(scale.forward(np.array(drawn.estimate)) - drawn.jackknife_error * np.array([above, below]))
     return Interval(*map(float, ends)) if np.isfinite(ends).all() else UNDEFINED
 
 
@@ -185,8 +191,14 @@ class _Drawn:
         self._steps_JSK = np.moveaxis(_STEP * lengths_SJ[..., None] * directions_SJK * size_S1K, 1, 0)
 
     @property
+    def num_numbers(self) -> int:
+        """Numbers that a draw takes in the largest array."""
+        num_numbers: int = max(self.num_groups, 2 * self._steps_JSK.size)
+        return num_numbers
+
+    @property
     def jackknife_error(self) -> float:
-        """The jackknife standard error of the score of all groups, on the scale (Efron & Tibshirani 1993, eq. 11.5)."""
+        """The jackknife standard error of the score of all groups, on the scale (Efron & Tibshirani 1993, ch. 11)."""
         with np.errstate(divide="ignore", invalid="ignore"):
             z_G = self._scale.forward(self.without_G)
             return math.sqrt((self.num_groups - 1) * np.mean((z_G - z_G.mean()) ** 2))
@@ -210,13 +222,12 @@ class _Drawn:
         """Return the standard error of each draw's score by the infinitesimal jackknife.
 
         It is the root of the sum over the draw's groups of the square of the score's derivative by a group's weight
-        (Efron & Tibshirani 1993, eq. 21.8); that derivative is the gradient times the group's sums. The derivatives
-        add up to 0, as the score is the same for any multiple of the sums.
+        (Efron 1982, ch. 6); that derivative is the gradient times the group's sums. The derivatives add up to 0, as
+        the score is the same for any multiple of the sums.
         """
-        gradient_NSJ = np.stack(
-            [self._score(totals_NSK + step_SK) - self._score(totals_NSK - step_SK) for step_SK in self._steps_JSK],
-            axis=-1,
-        ) / (2 * _STEP)
+        steps_2JNSK = np.stack([self._steps_JSK, -self._steps_JSK])[:, :, None]
+        ahead_JNS, behind_JNS = self._score(totals_NSK + steps_2JNSK)
+        gradient_NSJ = np.moveaxis(ahead_JNS - behind_JNS, 0, -1) / (2 * _STEP)
         derivative_NG = np.einsum(
             "nsj,sgj->ng", gradient_NSJ * self._weights_S[:, None], self._coordinates_SGJ, optimize=True
         )
@@ -266,6 +277,8 @@ def paired_permutation(
     num_recordings = sums_SRK.shape[1]
     if num_recordings == 0 or not np.isfinite(sums_SRK + rival_SRK).all():
         return math.nan
+    if num_recordings == 1:  # which SciPy refuses: exchanged, the difference is as far on the other side
+        return 1.0 if np.isfinite(score(sums_SRK[:, 0]) - score(rival_SRK[:, 0])).all() else math.nan
     both_SK, half_SRK = (sums_SRK + rival_SRK).sum(axis=1) / 2, (sums_SRK - rival_SRK) / 2
 
     def difference(signs_NR: Values, axis: int) -> Values:
@@ -285,7 +298,7 @@ def paired_permutation(
     )
     if not np.isfinite(found.null_distribution).all():
         return math.nan
-    size = max(np.abs(score(both_SK)).max(), abs(found.statistic))
+    size = max(np.abs(score(sums_SK)).max() for sums_SK in (sums_SRK.sum(axis=1), rival_SRK.sum(axis=1)))
     num_as_far = np.count_nonzero(np.abs(found.null_distribution) >= abs(found.statistic) - _ROUNDING * size)
     is_drawn = 2**num_recordings > num_resamples
     return float((num_as_far + is_drawn) / (len(found.null_distribution) + is_drawn))

@@ -15,7 +15,7 @@ from avfuse import registry
 from avfuse.options import ReportOptions
 from avfuse.report import report
 from avfuse.runs import RunRecord, write_predictions, write_run
-from avfuse.schema import Predictions, ReportTable
+from avfuse.schema import Predictions, ReportTable, UsageError
 
 TARGETS = ("valence", "arousal")
 LENGTHS = (120, 75, 200)
@@ -198,7 +198,7 @@ def test_notes(tmp_path: Path) -> None:
     num_rated = sum(int((~np.isnan(p.target_FE[:, 0])).sum()) for p in predictions)
     notes = "\n".join(table.notes)
     assert table.title == "Validation CCC on demo"
-    assert "CCC: Concordance correlation coefficient (Lin 1989)" in notes
+    assert "CCC: Concordance correlation coefficient (Lin 1989), with the population's variances." in notes
     assert "Protocol: strict: rated frames, predictions as they are." in notes
     assert f"3 recordings of 3 subjects, 395 frames; rated frames: valence {num_rated}, arousal {num_rated}. " in notes
     assert "Data set demo, feature cache cafe0123; runs in " in notes
@@ -355,3 +355,93 @@ def test_every_format_writes_the_report(name: str, tmp_path: Path) -> None:
 def test_report_imports_no_torch() -> None:
     code = "import sys, avfuse.report, avfuse.metrics.ccc; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.fixture(scope="module")
+def two_rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two heads of two seeds on seven subjects; the second is clearly the worse."""
+    place = tmp_path_factory.mktemp("runs")
+    for head, noise in (("concat", 0.3), ("visual_only", 0.9)):
+        for seed in (0, 1):
+            predictions = make_predictions(noise, seed, lengths=(120, 75, 200, 90, 60, 150, 110))
+            make_run(place / head / f"seed-{seed}", head, seed=seed, predictions=predictions)
+    return place
+
+
+def test_a_score_stands_with_its_interval_and_its_difference(two_rows: Path) -> None:
+    table = table_of(two_rows)
+    record = next(
+        record for record in table.records if (record["head"], record["target"]) == ("visual_only", "valence")
+    )
+    assert record["ccc_low"] < record["ccc_mean"] < record["ccc_high"]
+    assert record["ccc_gain_low"] < record["ccc_gain"] < record["ccc_gain_high"] < 0
+    assert (record["against"], record["ccc_gain_seeds"]) == ("concat", 2)
+    assert record["ccc_p"] == 2 / 2**7  # worse in every recording: only the exchange of all is as far
+    assert record["ccc_p_holm"] == 2 * record["ccc_p"]  # two tests
+    assert table.rows[1][1] == (
+        f"{record['ccc_mean']:.3f} ± {record['ccc_sd']:.3f}\n[{record['ccc_low']:.3f}, {record['ccc_high']:.3f}]\n"
+        f"{record['ccc_gain']:+.3f}, p 0.031"
+    )
+    assert table.rows[0][1].count("\n") == 1  # the rival has no difference to itself
+    assert table.records[0]["against"] is None
+
+
+def test_the_metrics_asked_for_are_columns_and_all_are_in_the_records(two_rows: Path) -> None:
+    table = report(ReportOptions(runs=(two_rows,), metric=("rmse", "ccc"), against="visual_only"))
+    labels = [column.replace("\n", " ") for column in table.columns]
+    assert labels[1:3] == ["RMSE valence", "CCC valence"]
+    assert table.title == "Validation scores on demo"
+    assert table.records[0]["against"] == "visual_only"
+    for record in table.records:
+        assert {f"{metric}_mean" for metric in registry.METRICS} <= set(record)
+        assert ("rmse_low" in record, "mae_low" in record) == (True, False)
+    assert not any("paper" in label for label in [*report(ReportOptions(runs=(two_rows,), metric=("mae",))).columns])
+
+
+def test_sign_agreement_of_ratings_without_signs_is_not_shown(tmp_path: Path) -> None:
+    make_run(tmp_path, targets=("fatigue",), ranges=((0.0, 10.0),))
+    table = report(ReportOptions(runs=(tmp_path,), metric=("sagr",)))
+    assert table.rows[0][1] == NOTHING
+    assert any("Signs of fatigue cannot agree" in note for note in table.notes)
+
+
+@pytest.mark.parametrize(("by", "parts"), [("recording", 7), ("subject", 7), ("face", 2), ("coverage", 4)])
+def test_rows_are_divided(by: str, parts: int, two_rows: Path) -> None:
+    table = report(ReportOptions(runs=(two_rows,), by=by, metric=("ccc", "mae")))
+    assert len(table.rows) == 2 * parts
+    assert len(table.records) == 2 * parts * len(TARGETS)
+    assert table.columns[1] == by
+    assert table.title == f"Validation scores on demo, by {by}"
+    whole = table_of(two_rows).notes[2]
+    for head in ("concat", "visual_only"):
+        num_frames = sum(r["frames"] for r in table.records if (r["head"], r["target"]) == (head, "valence"))
+        assert f"valence {num_frames:,}" in whole
+    assert all(len(row) == len(table.columns) for row in table.rows)
+
+
+def test_protocols_change_the_score_and_are_said(two_rows: Path) -> None:
+    means = {}
+    for protocol in ("strict", "smoothed", "released"):
+        table = report(ReportOptions(runs=(two_rows,), protocol=(protocol,)))
+        means[protocol] = table.records[0]["ccc_mean"]
+        assert table.records[0]["protocol"].startswith(protocol)
+        assert any(note.startswith("Protocol") and protocol in note for note in table.notes)
+    assert len(set(means.values())) == 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"resample": "frames"}, "frames"),
+        ({"against": "nobody"}, "no row is called 'nobody'"),
+        ({"protocol": ("dominance=strict",)}, "no target is called dominance"),
+        ({"protocol": ("kind",)}, "unknown protocol 'kind'"),
+    ],
+)
+def test_options_that_cannot_be_used(changes: dict[str, Any], message: str, two_rows: Path) -> None:
+    with pytest.raises(UsageError, match=message):
+        report(ReportOptions(runs=(two_rows,), **changes))
+
+
+def test_the_same_seed_gives_the_same_table(two_rows: Path) -> None:
+    assert str(table_of(two_rows)) == str(table_of(two_rows))  # NaN is not equal to itself

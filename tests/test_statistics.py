@@ -1,4 +1,4 @@
-"""Intervals and tests against slow loops over frames and closed forms; that they hold what they promise, by simulation."""
+"""Intervals and tests against slow loops over frames and closed forms; how well they keep their word, by simulation."""
 
 import itertools
 import math
@@ -121,16 +121,15 @@ def test_interval_of_a_mean_is_the_textbooks():
 
 
 @pytest.mark.parametrize(
-    ("head", "num_subjects"), [(weak(0.3), 20), (weak(0.85), 12), (strong(0.6), 12), (strong(0.85), 40), (weak(0.6), 8)]
+    ("head", "num_subjects"), [(weak(0.3), 20), (weak(0.6), 8), (strong(0.6), 12), (strong(0.85), 40)]
 )
 def test_interval_holds_the_populations_ccc(head, num_subjects):
-    """In 93 to 97 % of 1,000 samples of subjects; 1,000 resamples each."""
+    """In 93 to 97 % of 1,000 samples of subjects; 500 resamples each, for the sake of time."""
     generator, held = np.random.default_rng(7), 0
     for trial in range(1000):
         sums_SGK, score = summed(draw(generator, num_subjects, [head]), 1, num_subjects)
-        found = bootstrap_interval(sums_SGK, score, seed=trial, num_resamples=1000, scale="correlation")
+        found = bootstrap_interval(sums_SGK, score, seed=trial, num_resamples=500, scale="correlation")
         held += found.low <= head.ccc <= found.high
-    print(f"{head}: {num_subjects} subjects, held in {held / 10:.1f} %")
     assert 930 <= held <= 970
 
 
@@ -140,7 +139,6 @@ def test_difference_holds_the_populations_difference():
         sums_SGK, score = summed(draw(generator, 20, heads), 2, 1, 20)
         found = bootstrap_difference(*sums_SGK, score, seed=trial, num_resamples=500)
         held += found.low <= 0.1 <= found.high
-    print(f"difference held in {held / 10:.1f} %")
     assert 930 <= held <= 970
 
 
@@ -358,14 +356,12 @@ def test_rows_that_are_not_paired_are_refused():
         bootstrap_difference(sums_SRK[0], sums_SRK[1, :, :5], score, seed=0)
 
 
-@pytest.mark.parametrize("head", [weak(0.6), strong(0.6)])
-def test_equally_good_heads_differ_in_five_percent(head):
+def test_equally_good_heads_differ_in_five_percent():
     """Of 3,000 samples, which tell 5 % to 0.4 %; 399 exchanges each, of which p <= 5 % is 20 of 400 exactly."""
-    generator, found = np.random.default_rng(17), 0
+    head, generator, found = strong(0.6), np.random.default_rng(17), 0
     for trial in range(3000):
         sums_SRK, score = summed(draw(generator, 20, [head, head]), 2, 1, 20)
         found += paired_permutation(*sums_SRK, score, seed=trial, num_resamples=399) <= 0.05
-    print(f"{head}: different in {found / 30:.1f} %")
     assert 0.04 <= found / 3000 <= 0.06
 
 

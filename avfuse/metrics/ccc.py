@@ -21,7 +21,7 @@ def concordance(covariance: Value, prediction_variance: Value, target_variance: 
 
 @metric(label="CCC", perfect=1.0, scale="correlation")
 def ccc(sums: Sums) -> Values:
-    """Concordance correlation coefficient of a predicted trace with the rated one.
+    """Concordance correlation coefficient (Lin 1989), with the population's variances.
 
     Between -1 and 1. 0 if one of the traces is constant, or both are with different values. NaN where it is not
     defined: no rated value, or both traces constant and equal (so also one rated value, hit exactly).
