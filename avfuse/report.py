@@ -95,7 +95,8 @@ def _cells(row: Row, place: int, options: ReportOptions, compared: Comparisons, 
     cells = [_name(row)]
     for target in targets:
         for metric in options.metric:
-            cells.append(_score_cell(row, metric, target, compared[place, metric, target]))
+            cell = _score_cell(row, metric, target, compared[place, metric, target])
+            cells.append(cell if len(options.metric) == 1 else cell.replace(" ±", "\n±").replace(", ", ",\n"))
             if metric == "ccc" and target in paper_targets(targets):
                 cells.append(_paper_cell(row, target))
     mean = [_mean_and_sd(row.values_SE().mean(axis=1))] if _compares_with_paper(options) else []

@@ -198,10 +198,12 @@ def _record(options: TrainOptions, head_options: dict[str, Any], cache: FeatureC
 
 
 def _place(options: TrainOptions, cache: FeatureCache, record: runs.RunRecord) -> Path:
-    """Return the folder of a run: named by head, seed and a digest of what else makes it, under the folder of runs."""
+    """Return the folder of a run, below that of all: named by head, seed, fold and a digest of what else makes it."""
     folder = options.out or cache.home / "runs" / cache.path.stem
     identity = {key: value for key, value in record.identity.items() if key != "seed"}
-    return folder / f"{record.head}-{digest_json(identity)[:8]}" / f"seed-{record.seed}"
+    identity["options"] = {key: value for key, value in record.options.items() if key != "fold"}
+    fold = "-fold-" + options.fold.replace("/", "-of-") if options.fold else ""
+    return folder / f"{record.head}-{digest_json(identity)[:8]}" / f"seed-{record.seed}{fold}"
 
 
 def _going_on(place: Path, record: runs.RunRecord) -> runs.RunRecord:

@@ -533,12 +533,15 @@ def test_memory_is_kept_before_the_first_step(tmp_path: Path, monkeypatch: pytes
 
 def test_a_fold_is_held_out(tmp_path: Path) -> None:
     store = toy_cache(tmp_path)
-    held_out = []
+    held_out, folders = [], set()
     for fold in ("1/2", "2/2"):
         (summary,) = train(options(tmp_path, epochs=1, fold=fold))
         assert runs.read_run(Path(summary.run)).options["fold"] == fold
+        assert Path(summary.run).name == f"seed-0-fold-{fold[0]}-of-2"
+        folders.add(Path(summary.run).parent)
         held_out += [item.recording for item in runs.read_predictions(Path(summary.run))]
     rated = {item.name for item in store.recordings() if item.source.partition != "test"}
     assert sorted(held_out) == sorted(rated)
+    assert len(folders) == 1
     with pytest.raises(UsageError, match="9 folds of 8 subjects"):
         train(options(tmp_path, epochs=1, fold="1/9"))
