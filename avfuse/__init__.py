@@ -2,7 +2,8 @@
 
 Stage 1 (``avfuse extract``) turns videos into a feature cache once; stage 2 (``avfuse fuse-train``) trains light
 audio-visual fusion heads from that cache; ``avfuse report`` tabulates the concordance of the runs. The stages are
-functions of their options: `avfuse.extract.extract`, `avfuse.train.train`, `avfuse.report.report`.
+functions of their options: `avfuse.extract.extract`, `avfuse.train.train`, `avfuse.report.report`; so are
+`avfuse.audit.audit`, which looks for what is wrong with a corpus, and `avfuse.predict.predict`.
 
 The public names below load on first use, so that importing avfuse stays cheap: it imports neither torch nor zarr.
 """
@@ -23,10 +24,12 @@ __version__ = "0.1.0"
 
 _PUBLIC = {
     "Annotation": "avfuse.schema",
+    "AuditOptions": "avfuse.options",
     "CacheSpec": "avfuse.spec",
     "DemoOptions": "avfuse.options",
     "ExtractOptions": "avfuse.options",
     "FeatureCache": "avfuse.cache",
+    "PredictOptions": "avfuse.options",
     "Recording": "avfuse.schema",
     "ReportOptions": "avfuse.options",
     "TrainOptions": "avfuse.options",
@@ -38,10 +41,12 @@ _PUBLIC = {
 
 __all__ = [
     "Annotation",
+    "AuditOptions",
     "CacheSpec",
     "DemoOptions",
     "ExtractOptions",
     "FeatureCache",
+    "PredictOptions",
     "Recording",
     "ReportOptions",
     "TrainOptions",
@@ -57,7 +62,14 @@ if TYPE_CHECKING:
     from avfuse.checkpoint import load_head
     from avfuse.dataset import predict_recording
     from avfuse.metrics.ccc import ccc
-    from avfuse.options import DemoOptions, ExtractOptions, ReportOptions, TrainOptions
+    from avfuse.options import (
+        AuditOptions,
+        DemoOptions,
+        ExtractOptions,
+        PredictOptions,
+        ReportOptions,
+        TrainOptions,
+    )
     from avfuse.schema import Annotation, Recording, UsageError
     from avfuse.spec import CacheSpec
 

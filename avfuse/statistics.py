@@ -28,9 +28,9 @@ Score = Callable[[Values], Values]
 UNITS = ("subjects", "recordings")
 """What may be resampled."""
 MIN_GROUPS = 5
-"""Of fewer groups there is no interval: too many draws are of one or two groups, whose scores say nothing."""
+"""Of fewer groups there is no interval: of 4, one draw in 64 is of one group alone, and has no standard error."""
 FEW_GROUPS = 12
-"""With fewer, intervals of 95 % were seen to hold the true value in less than 93 % of the cases."""
+"""With fewer, intervals still hold what they say, but that of a CCC of 0.6 is wider than half of 0 to 1."""
 FEW_SEEDS = 3
 """Of two trainings, nobody can tell which is the odd one."""
 FEW_RECORDINGS = 6
@@ -251,6 +251,7 @@ def paired_permutation(
     change places in any of the recordings (in all seeds at once), and p is the share of such exchanges in which the
     scores of all recordings together differ as much as they do. All 2^R exchanges are gone through where they are at
     most `num_resamples`; else that many are drawn, and the actual one is counted among them (Phipson & Smyth 2010).
+    Recordings of one subject are not exchangeable one by one: give the subjects' sums in place of the recordings'.
 
     Parameters
     ----------
@@ -350,7 +351,7 @@ def cautions(*, num_groups: int, num_seeds: int, num_recordings: int, unit: str 
     if num_groups < MIN_GROUPS:
         said.append(f"{groups}: too few for intervals; at least {MIN_GROUPS} are needed.")
     elif num_groups < FEW_GROUPS:
-        said.append(f"{groups}: with fewer than {FEW_GROUPS}, intervals are wide and hold less often than they say.")
+        said.append(f"{groups}: with fewer than {FEW_GROUPS}, intervals are so wide that they rule little out.")
     if num_seeds < FEW_SEEDS:
         seeds = f"{num_seeds} seed{'s' if num_seeds != 1 else ''}"
         said.append(f"{seeds}: {FEW_SEEDS} or more show how far chance moves a training.")

@@ -208,9 +208,10 @@ def test_every_bone_and_socket_has_its_tests() -> None:
         ("import avfuse", ("torch", "zarr", "av", "click")),
         ("import avfuse; avfuse.UsageError, avfuse.ExtractOptions, avfuse.Annotation", ("torch", "zarr", "av")),
         ("import avfuse.report", ("torch", "zarr", "av")),
+        ("import avfuse.audit", ("torch", "zarr", "facenet_pytorch")),
         ("import avfuse.runs", ("torch",)),
         ("import avfuse.train", ("av", "facenet_pytorch", "torchvision", "torchaudio")),
-        ("from avfuse.cli import cli; cli(['--help'], standalone_mode=False)", ("torch", "zarr", "av")),
+        ("from avfuse.cli import cli; cli(['--help'], standalone_mode=False)", ("torch", "zarr", "av", "scipy")),
         ("from avfuse.cli import cli; cli(['extract', '--help'], standalone_mode=False)", ("torch", "zarr", "av")),
     ],
 )

@@ -421,7 +421,7 @@ def test_enough_of_everything_needs_no_caution():
     [
         ({"num_groups": 4}, "4 subjects: too few for intervals; at least 5 are needed."),
         ({"num_groups": 1, "unit": "recordings"}, "1 recording: too few for intervals"),
-        ({"num_groups": 11}, "11 subjects: with fewer than 12, intervals are wide"),
+        ({"num_groups": 11}, "11 subjects: with fewer than 12, intervals are so wide"),
         ({"num_seeds": 1}, "1 seed: 3 or more show"),
         ({"num_seeds": 2}, "2 seeds: 3 or more show"),
         (
