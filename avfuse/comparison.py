@@ -1,7 +1,8 @@
 """What scores support: an interval for each row, and how it stands to a rival row.
 
 Whom a sample stands for decides what is resampled. Intervals resample subjects, as the next subject is what a head will
-meet. Two rows are compared recording by recording, on the seeds that both have, by swapping the two at random.
+meet. Two rows are compared by exchanging their predictions at random, on the seeds that both have: recording by
+recording, or rather subject by subject, since the recordings of one subject are not independent.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -108,7 +109,7 @@ def _compare(row: Row, rival: Row | None, metric: str, target: str, unit: str, s
         interval=interval,
         gain=float(np.mean(score(row_SRK.sum(axis=1)) - score(rival_SRK.sum(axis=1)))),
         gain_interval=statistics.bootstrap_difference(row_SGK, rival_SGK, score, seed=seed),
-        p=statistics.paired_permutation(row_SRK, rival_SRK, score, seed=seed),
+        p=statistics.paired_permutation(row_SGK, rival_SGK, score, seed=seed),
         num_common=len(common),
     )
 

@@ -103,7 +103,6 @@ def statistics_notes(
     rows: Sequence[Row], rival: Row | None, unit: str, compared: Mapping[tuple[int, str, str], Comparison]
 ) -> list[str]:
     """Say what stands behind the numbers, what intervals and tests are of, and what is too little for them."""
-    num_recordings = len(rows[0].runs[0].recordings)
     notes = []
     if any(len(row.runs) > 1 for row in rows):
         notes.append("Behind ± stands the standard deviation over seeds (n - 1).")
@@ -116,14 +115,22 @@ def statistics_notes(
     if rival is not None and num_tests:
         notes.append(
             f"Below it stands the difference to {rival.label} on the seeds that both have, and its two-sided p: a "
-            f"permutation test, paired over {num_recordings} recordings, Holm-corrected for {count(num_tests, 'test')}."
+            f"paired permutation test that exchanges {_exchanged(rows[0], unit)}, Holm-corrected for "
+            f"{count(num_tests, 'test')}."
         )
     if rival is not None:
         apart = [row.label for row in rows if row is not rival and not set(row.seeds) & set(rival.seeds)]
         notes += [f"{label} and {rival.label} have no seed in common, and are not compared." for label in apart]
     num_seeds = min(len(row.runs) for row in rows)
-    few = cautions(num_groups=num_groups(rows[0], unit), num_seeds=num_seeds, num_recordings=num_recordings, unit=unit)
-    return [*notes, *few]
+    return [*notes, *cautions(num_groups=num_groups(rows[0], unit), num_seeds=num_seeds, unit=unit)]
+
+
+def _exchanged(row: Row, unit: str) -> str:
+    """Say what a test exchanges: recordings, or all recordings of a subject together."""
+    num_recordings, number = len(row.runs[0].recordings), num_groups(row, unit)
+    if num_recordings == number:
+        return count(num_recordings, "recording")
+    return f"{count(number, 'subject')} ({count(num_recordings, 'recording')}; those of a subject together)"
 
 
 def paper_notes(targets: Sequence[str]) -> list[str]:

@@ -33,8 +33,8 @@ FEW_GROUPS = 12
 """With fewer, intervals still hold what they say, but that of a CCC of 0.6 is wider than half of 0 to 1."""
 FEW_SEEDS = 3
 """Of two trainings, nobody can tell which is the odd one."""
-FEW_RECORDINGS = 6
-"""With fewer, 2 / 2^R is above `LEVEL`."""
+FEWEST_EXCHANGES = 6
+"""With fewer groups to exchange, 2 / 2^R is above `LEVEL`."""
 LEVEL = 0.05
 """What p must not exceed."""
 MAX_UNDEFINED_SHARE = 0.01
@@ -297,12 +297,20 @@ def paired_permutation(
         batch=max(1, _BATCH_NUMBERS // max(num_recordings, both_SK.size)),
         rng=np.random.default_rng(seed),
     )
-    if not np.isfinite(found.null_distribution).all():
-        return math.nan
     size = max(np.abs(score(sums_SK)).max() for sums_SK in (sums_SRK.sum(axis=1), rival_SRK.sum(axis=1)))
-    num_as_far = np.count_nonzero(np.abs(found.null_distribution) >= abs(found.statistic) - _ROUNDING * size)
     is_drawn = 2**num_recordings > num_resamples
-    return float((num_as_far + is_drawn) / (len(found.null_distribution) + is_drawn))
+    return _share_as_far(found.null_distribution, found.statistic, _ROUNDING * size, int(is_drawn))
+
+
+def _share_as_far(differences_N: Values, actual: float, tolerance: float, num_more: int) -> float:
+    """Return the share of differences that are as far from 0 as the actual one; that is counted `num_more` times more.
+
+    SciPy's own p has a tolerance relative to the actual difference, which may be smaller than the scores' rounding.
+    """
+    if not np.isfinite(differences_N).all():
+        return math.nan
+    num_as_far = np.count_nonzero(np.abs(differences_N) >= abs(actual) - tolerance)
+    return float((num_as_far + num_more) / (len(differences_N) + num_more))
 
 
 def smallest_p(num_recordings: int, num_resamples: int = 10_000) -> float:
@@ -344,7 +352,7 @@ def check_unit(unit: str) -> None:
         raise UsageError(f"'{unit}' cannot be resampled; allowed are {' and '.join(UNITS)}")
 
 
-def cautions(*, num_groups: int, num_seeds: int, num_recordings: int, unit: str = "subjects") -> tuple[str, ...]:
+def cautions(*, num_groups: int, num_seeds: int, unit: str = "subjects") -> tuple[str, ...]:
     """Return sentences on what is too few for what a table says; none where all is enough."""
     said = []
     groups = f"{num_groups} {unit if num_groups != 1 else unit[:-1]}"
@@ -352,20 +360,15 @@ def cautions(*, num_groups: int, num_seeds: int, num_recordings: int, unit: str 
         said.append(f"{groups}: too few for intervals; at least {MIN_GROUPS} are needed.")
     elif num_groups < FEW_GROUPS:
         said.append(f"{groups}: with fewer than {FEW_GROUPS}, intervals are so wide that they rule little out.")
+    if num_groups < FEWEST_EXCHANGES:
+        least = f", as p is never below {smallest_p(num_groups):.2g}" if num_groups else ""
+        said.append(
+            f"{groups}: no difference can be significant at {LEVEL:.0%}{least}; "
+            f"at least {FEWEST_EXCHANGES} are needed, and more where there are several tests."
+        )
     if num_seeds < FEW_SEEDS:
         seeds = f"{num_seeds} seed{'s' if num_seeds != 1 else ''}"
         said.append(f"{seeds}: {FEW_SEEDS} or more show how far chance moves a training.")
-    if num_recordings < FEW_RECORDINGS:
-        least = f", as p is never below {smallest_p(num_recordings):.2g}" if num_recordings else ""
-        said.append(
-            f"{num_recordings} recording{'s' if num_recordings != 1 else ''}: no difference can be significant{least}; "
-            f"at least {FEW_RECORDINGS} are needed."
-        )
-    elif unit == "subjects" and num_recordings > num_groups:
-        said.append(
-            f"{num_recordings} recordings of {groups}: p takes recordings of one subject as independent, "
-            "and is too small as far as they are not."
-        )
     return tuple(said)
 
 

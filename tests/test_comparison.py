@@ -13,7 +13,7 @@ from avfuse.metrics.ccc import ccc
 from avfuse.runs import read_predictions
 from avfuse.schema import Predictions, UsageError
 from avfuse.scores import Row, score
-from avfuse.statistics import bootstrap_difference, bootstrap_interval, holm
+from avfuse.statistics import bootstrap_difference, bootstrap_interval, holm, paired_permutation
 
 LENGTHS = (120, 75, 200, 60, 90, 150, 110)
 
@@ -169,3 +169,14 @@ def test_scores_are_the_oracles(rows: list[Row]) -> None:
     for row in rows:
         expected = [oracle(read_predictions(item.places[0]), 0) for item in row.runs]
         assert row.values("ccc", "valence") == pytest.approx(expected, abs=1e-9)
+
+
+def test_the_recordings_of_a_subject_are_exchanged_together(tmp_path: Path) -> None:
+    make_row(tmp_path, "concat", 0.5, subjects="aabcdef")
+    make_row(tmp_path, "audio_only", 0.6, subjects="aabcdef")
+    rows, _ = score([tmp_path])
+    own, other = (sums_of(row, "valence") for row in rows)
+    merged = [np.concatenate([sums[:, :1] + sums[:, 1:2], sums[:, 2:]], axis=1) for sums in (own, other)]
+    for unit, (first, second) in {"subjects": merged, "recordings": (own, other)}.items():
+        expected = paired_permutation(second, first, of, seed=0)
+        assert compare(rows, rows[0], ("ccc",), unit, 0)[1, "ccc", "valence"].p == pytest.approx(expected, abs=1e-12)

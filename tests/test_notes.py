@@ -85,7 +85,7 @@ def test_intervals_and_tests_are_explained(tmp_path: Path) -> None:
     assert "Behind ± stands the standard deviation over seeds (n - 1)." in said
     assert "95 % bootstrap interval of the mean over seeds, over subjects" in text
     assert "difference to concat on the seeds that both have" in text
-    assert "paired over 7 recordings, Holm-corrected for 2 tests" in text
+    assert "a paired permutation test that exchanges 7 recordings, Holm-corrected for 2 tests." in text
     assert "visual_only and concat have no seed in common, and are not compared." in said
     assert any("7 subjects" in note for note in said)  # too few for what is called 95 %
 

@@ -163,7 +163,7 @@ def test_every_row_says_where_it_comes_from(tmp_path: Path) -> None:
         "The runs stem from several revisions of the code: 0123456789ab (3 runs); 0123456789ab, 0.1.0 (1 run); "
         "0.1.0 (1 run); an unknown one (1 run)."
     ) in notes
-    assert not any("several" in note for note in table_of(tmp_path / "runs" / "concat-3fa9c1d2").notes)
+    assert not any("several revisions" in note for note in table_of(tmp_path / "runs" / "concat-3fa9c1d2").notes)
 
 
 def test_training_options_that_differ_are_shown(tmp_path: Path) -> None:

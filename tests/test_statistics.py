@@ -413,7 +413,7 @@ def test_frames_are_not_resampled():
 
 
 def test_enough_of_everything_needs_no_caution():
-    assert cautions(num_groups=12, num_seeds=3, num_recordings=12) == ()
+    assert cautions(num_groups=12, num_seeds=3) == ()
 
 
 @pytest.mark.parametrize(
@@ -425,17 +425,16 @@ def test_enough_of_everything_needs_no_caution():
         ({"num_seeds": 1}, "1 seed: 3 or more show"),
         ({"num_seeds": 2}, "2 seeds: 3 or more show"),
         (
-            {"num_recordings": 5},
-            "5 recordings: no difference can be significant, as p is never below 0.062; at least 6",
+            {"num_groups": 5},
+            "5 subjects: no difference can be significant at 5%, as p is never below 0.062; at least 6",
         ),
-        ({"num_recordings": 0}, "0 recordings: no difference can be significant"),
-        ({"num_recordings": 40}, "40 recordings of 12 subjects: p takes recordings of one subject as independent"),
+        ({"num_groups": 0}, "0 subjects: no difference can be significant at 5%; at least 6"),
     ],
 )
 def test_what_is_too_few_is_said(given, said):
-    sentences = cautions(**{"num_groups": 12, "num_seeds": 3, "num_recordings": 12} | given)
+    sentences = cautions(**{"num_groups": 12, "num_seeds": 3} | given)
     assert any(re.match(re.escape(said), sentence) for sentence in sentences), sentences
 
 
-def test_six_recordings_are_the_fewest_that_can_be_significant():
-    assert smallest_p(statistics.FEW_RECORDINGS) <= statistics.LEVEL < smallest_p(statistics.FEW_RECORDINGS - 1)
+def test_six_groups_are_the_fewest_that_can_be_significant():
+    assert smallest_p(statistics.FEWEST_EXCHANGES) <= statistics.LEVEL < smallest_p(statistics.FEWEST_EXCHANGES - 1)
