@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -26,6 +27,7 @@ from avfuse.findings import (
     Limits,
     Ratings,
     judge_absence,
+    judge_crops,
     judge_media,
     judge_ratings,
     list_faults,
@@ -34,7 +36,7 @@ from avfuse.inspection import Inspection, Picture, Sound, inspect_media
 from avfuse.options import AuditOptions, parse_assignments
 from avfuse.partitions import find_leaks
 from avfuse.schema import Recording, RecordingError, ReportTable
-from avfuse.spec import FileDigests
+from avfuse.spec import FileDigests, list_crops
 
 log = logging.getLogger(__name__)
 
@@ -47,13 +49,15 @@ class RecordingAudit:
     """What one recording is like; the parts that cannot be measured are None.
 
     `offset_s` is the start of the sound minus the start of the picture, `drift_s` the length of the sound minus that of
-    the picture, and `end_offset_s` the end of the sound minus the end of the picture.
+    the picture, and `end_offset_s` the end of the sound minus the end of the picture. `zero_s` is where, on the
+    container's clock, a player starts, and where the times of ratings count from.
     """
 
     recording: str
     partition: str
     subject: str
     path: Path
+    zero_s: float | None
     picture: Picture | None
     sound: Sound | None
     offset_s: float | None
@@ -101,6 +105,20 @@ class AuditSummary:
 _Audited = tuple[RecordingAudit, list[Finding]]
 
 
+class _Stopped(BaseException):
+    """The audit ends early; no `except Exception` is to take it for a fault of a recording."""
+
+
+@dataclass(frozen=True)
+class _Tools:
+    """What every recording is held against, and a check that raises `_Stopped` once the audit is to end."""
+
+    corpus: Corpus
+    brings_crops: bool
+    limits: Limits
+    go_on: Callable[[], None]
+
+
 def audit(options: AuditOptions, on_progress: Callable[[AuditProgress], None] = lambda progress: None) -> AuditSummary:
     """Measure and judge every recording of a corpus.
 
@@ -137,42 +155,71 @@ def _audit_all(
     by_path: dict[Path, list[Recording]] = {}
     for recording in recordings:
         by_path.setdefault(recording.path, []).append(recording)
+    is_stopped = threading.Event()
+
+    def go_on() -> None:
+        if is_stopped.is_set():
+            raise _Stopped
+
     brings_crops = any(recording.crops for recording in recordings)
-    limits = Limits(options.max_drift_s, options.max_lost)
+    tools = _Tools(corpus, brings_crops, Limits(options.max_drift_s, options.max_lost), go_on)
     audited: dict[str, _Audited] = {}
     num_problems = 0
     pool = ThreadPoolExecutor(options.num_workers or os.cpu_count())
     try:
-        leaks = pool.submit(find_leaks, recordings, FileDigests())
-        jobs = [pool.submit(_audit_file, group, corpus, brings_crops, limits) for group in by_path.values()]
+        leaks = pool.submit(_find_leaks, recordings, go_on)
+        jobs = [pool.submit(_audit_file, group, tools) for group in by_path.values()]
         for job in as_completed(jobs):
             for item, findings in job.result():
                 audited[item.recording] = item, findings
                 num_problems += _num_problems(findings)
+            if len(audited) == len(recordings):
+                num_problems += len(leaks.result())
             on_progress(AuditProgress(len(audited), len(recordings), num_problems))
-        return [Finding.of(None, "leak", leak.message) for leak in leaks.result()], audited
+        return leaks.result(), audited
     finally:
+        is_stopped.set()  # whoever is interrupted does not wait for the files at hand
         pool.shutdown(cancel_futures=True)
 
 
-def _audit_file(group: Sequence[Recording], corpus: Corpus, brings_crops: bool, limits: Limits) -> list[_Audited]:
+def _find_leaks(recordings: Sequence[Recording], go_on: Callable[[], None]) -> list[Finding]:
+    digest = FileDigests()
+
+    def digest_or_stop(path: Path) -> str:
+        go_on()
+        return digest(path)
+
+    return [Finding.of(None, "leak", leak.message) for leak in find_leaks(recordings, digest_or_stop)]
+
+
+def _audit_file(group: Sequence[Recording], tools: _Tools) -> list[_Audited]:
     """Audit the recordings of one file; an unexpected error costs this file alone."""
     try:
-        inspection, unexpected = inspect_media(group[0].path), None
+        inspection, unexpected = inspect_media(group[0].path, tools.go_on), None
     except Exception as error:
         inspection, unexpected = Inspection(), error
     audited = []
     for recording in group:
+        tools.go_on()
         findings = [_unexpected(recording, unexpected)] if unexpected else []
-        findings += judge_media(recording, inspection, limits)
-        if brings_crops and recording.crops is None:
-            findings.append(Finding.of(recording, "missing_crops", "it has no folder of aligned images"))
+        findings += judge_media(recording, inspection, tools.limits)
+        findings += _look_at_crops(recording, inspection, tools)
         try:
-            ratings, found = _rate(recording, inspection, corpus)
+            ratings, found = _rate(recording, inspection, tools.corpus)
         except Exception as error:
             ratings, found = None, [_unexpected(recording, error)]
         audited.append((_describe(recording, inspection, ratings), findings + found))
     return audited
+
+
+def _look_at_crops(recording: Recording, inspection: Inspection, tools: _Tools) -> list[Finding]:
+    """List the aligned images of a recording, where its corpus brings such, and hold them against the frames."""
+    if not tools.brings_crops:
+        return []
+    try:
+        return list(judge_crops(recording, list_crops(recording), inspection.timeline))
+    except RecordingError as error:
+        return [Finding.of(recording, error.reason, str(error), recording.crops)]
 
 
 def _unexpected(recording: Recording, error: Exception) -> Finding:
@@ -188,8 +235,7 @@ def _rate(recording: Recording, inspection: Inspection, corpus: Corpus) -> tuple
         return None, list_faults(recording, error)
     if annotation is None:
         return None, judge_absence(recording, corpus.targets)
-    frame_time_s = inspection.timeline.frame_time_s if inspection.timeline else None
-    return judge_ratings(recording, annotation, corpus.ranges, frame_time_s)
+    return judge_ratings(recording, annotation, corpus.ranges, inspection.timeline)
 
 
 def _describe(recording: Recording, inspection: Inspection, ratings: Ratings | None) -> RecordingAudit:
@@ -198,6 +244,7 @@ def _describe(recording: Recording, inspection: Inspection, ratings: Ratings | N
         partition=recording.partition,
         subject=recording.subject,
         path=recording.path,
+        zero_s=inspection.timeline.zero_s if inspection.timeline else None,
         picture=inspection.picture,
         sound=inspection.sound,
         offset_s=inspection.offset_s,
@@ -285,6 +332,7 @@ def _record(item: RecordingAudit, targets: Sequence[str], findings: Sequence[Fin
         "partition": item.partition,
         "subject": item.subject,
         "path": str(item.path),
+        "zero_s": item.zero_s,
         **_flat("picture", Picture, item.picture),
         **_flat("sound", Sound, item.sound),
         "offset_s": item.offset_s,

@@ -32,7 +32,7 @@ import logging
 import os
 import shutil
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,7 @@ import numpy.typing as npt
 import zarr
 from zarr.codecs import BytesCodec, Crc32cCodec
 
-from avfuse.atomic import describe_files, digest_json, flush, flush_tree, new_aside_name, remove_tree, sweep
+from avfuse import atomic
 from avfuse.mapped import ClipMaps
 from avfuse.schema import Failure, RecordingError, UsageError
 from avfuse.spec import FORMAT_VERSION, CacheSpec, Source, folder_name
@@ -80,7 +80,7 @@ class FeatureCache:
         cache = cls(path, spec)
         try:
             cache._aside.mkdir(parents=True, exist_ok=True)
-            for leftover in sweep(cache._aside):
+            for leftover in atomic.sweep(cache._aside):
                 log.info("removed what a killed writer left: %s", leftover)
             if not path.exists():
                 cache._make_root(provenance)
@@ -158,7 +158,7 @@ class FeatureCache:
     def digest(self, partitions: Collection[str]) -> str:
         """Return a digest of what the recordings of some partitions hold."""
         held = [item for item in self.recordings() if item.source.partition in partitions]
-        return digest_json({item.name: item.digest for item in held})
+        return atomic.digest_json({item.name: item.digest for item in held})
 
     def names(self) -> list[str]:
         """Return the names of the recordings, damaged ones included, sorted."""
@@ -169,6 +169,18 @@ class FeatureCache:
         """Whether the recording is here, whole, and made from these very files."""
         cached = CachedRecording(self._group(name))
         return cached.is_whole and cached.source == source
+
+    def relabel(self, name: str, source: Source) -> bool:
+        """Give a recording made from these very files another partition and subject; tell whether that could be."""
+        cached, path = CachedRecording(self._group(name)), self._group(name) / "zarr.json"
+        if not cached.is_whole or source != replace(cached.source, partition=source.partition, subject=source.subject):
+            return False
+        content = json.loads(path.read_bytes())
+        attributes = {**content["attributes"], "source": asdict(source)}
+        del attributes["digest"]  # which does not count itself
+        content["attributes"] = {**attributes, "digest": atomic.digest_json(attributes)}
+        atomic.write_atomically(path, json.dumps(content).encode())
+        return True
 
     def remove(self, name: str) -> None:
         """Take a recording out of the store, in one step."""
@@ -201,7 +213,7 @@ class FeatureCache:
         return self.path.with_suffix(".tmp")
 
     def _new_aside(self) -> Path:
-        return self._aside / new_aside_name()
+        return self._aside / atomic.new_aside_name()
 
     def _group(self, name: str) -> Path:
         return self.path / "recordings" / folder_name(name)
@@ -212,7 +224,7 @@ class FeatureCache:
         root = zarr.create_group(aside, attributes=json.loads(json.dumps(attributes)))
         root.create_group("recordings")
         root.create_group("failures")
-        flush_tree(aside)
+        atomic.flush_tree(aside)
         try:
             aside.rename(self.path)
         except OSError as error:  # another process was faster
@@ -255,7 +267,7 @@ class CachedRecording:
     def is_whole(self) -> bool:
         """Whether the recording is here with every file at its full length and its own attributes unaltered."""
         attributes = dict(self._attributes)
-        if not attributes or attributes.pop("digest", None) != digest_json(attributes):
+        if not attributes or attributes.pop("digest", None) != atomic.digest_json(attributes):
             return False
         files = {self.path / file: entry["bytes"] for file, entry in attributes["files"].items()}
         return all(file.is_file() and file.stat().st_size == num_bytes for file, num_bytes in files.items())
@@ -304,12 +316,12 @@ class RecordingWriter:
         try:
             self._group = zarr.create_group(self._aside)
         except BaseException:  # a signal may arrive before the with statement has begun
-            remove_tree(self._aside)
+            atomic.remove_tree(self._aside)
             raise
         return self
 
     def __exit__(self, *_: object) -> None:
-        remove_tree(self._aside)
+        atomic.remove_tree(self._aside)
 
     def begin(self, num_clips: int) -> None:
         """Say how many clips will come."""
@@ -348,10 +360,10 @@ class RecordingWriter:
             "num_clips": self._num_written,
             "fps": fps,
             "source": asdict(self.source),
-            "files": {file: entry for file, entry in describe_files(self._aside).items() if file != "zarr.json"},
+            "files": {file: entry for file, entry in atomic.describe_files(self._aside).items() if file != "zarr.json"},
         }
-        self._group.attrs.put({**attributes, "digest": digest_json(attributes)})
-        flush_tree(self._aside)
+        self._group.attrs.put({**attributes, "digest": atomic.digest_json(attributes)})
+        atomic.flush_tree(self._aside)
         self.cache.remove(self.name)
         try:
             self._aside.rename(self.cache._group(self.name))
@@ -359,7 +371,7 @@ class RecordingWriter:
             if error.errno not in _ALREADY_THERE:
                 raise
             log.info("%s was committed by another process meanwhile", self.name)
-        flush(self.cache.path / "recordings")
+        atomic.flush(self.cache.path / "recordings")
 
     def _write(self, count: int) -> None:
         held = np.concatenate(self._held)
@@ -386,7 +398,3 @@ def _read_attributes(group: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return dict(attributes)
-
-
-def _length(file: Path) -> int:
-    return file.stat().st_size if file.is_file() else -1

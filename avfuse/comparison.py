@@ -49,17 +49,21 @@ class Comparison:
 
 
 def choose_rival(rows: Sequence[Row], against: str | None, default: str) -> Row | None:
-    """Return the row to compare with: the one named, by head or label, else the default head's, else the first.
+    """Return the row to compare with: the one named, by label or head, else the default head's, else the first.
+
+    Of several rows of the default head it is one without options, if there is one.
 
     Raises
     ------
     UsageError
         If no row is named so.
     """
-    named = [row for row in rows if against in (row.head, row.label)]
+    named = [row for row in rows if against == row.label] or [row for row in rows if against == row.head]
     if against is not None and not named:
         raise UsageError(f"no row is called '{against}'; there are: {'; '.join(row.label for row in rows)}")
-    candidates = named or [row for row in rows if row.head == default] or list(rows)
+    defaults = [row for row in rows if row.head == default]
+    plain = [row for row in defaults if not row.record.head_options]
+    candidates = named or plain or defaults or list(rows)
     return candidates[0] if len(rows) > 1 else None
 
 
@@ -67,6 +71,8 @@ def compare(
     rows: Sequence[Row], rival: Row | None, metrics: Sequence[str], unit: str, seed: int
 ) -> dict[tuple[int, str, str], Comparison]:
     """Return the comparison of every row (by its place), metric and target; p-values are corrected over all of them.
+
+    Agreement of signs is left out where a target's range has one sign only.
 
     Raises
     ------
@@ -80,18 +86,21 @@ def compare(
         (place, metric, target): _compare(row, rival, metric, target, unit, seed)
         for (place, row), metric in product(enumerate(rows), metrics)
         for target in row.record.targets
+        if metric != "sagr" or row.has_signs(target)
     }
     corrected = statistics.holm([item.p for item in found.values()])
     return {key: replace(item, p_holm=p) for (key, item), p in zip(found.items(), corrected, strict=True)}
 
 
-def num_groups(row: Row, unit: str) -> int:
-    """Return how many subjects, or recordings, a row was scored on."""
-    return len(set(_group_names(row.runs[0], unit)))
+def num_groups(row: Row, unit: str, target: str) -> int:
+    """Return how many subjects, or recordings, a row was scored on: those with a scored frame."""
+    run = row.runs[0]
+    num_R = run.sums[WHOLE][target].num
+    return len({name for name, number in zip(_group_names(run, unit), num_R, strict=True) if number})
 
 
 def _compare(row: Row, rival: Row | None, metric: str, target: str, unit: str, seed: int) -> Comparison:
-    if not _are_paired(row.runs):
+    if not are_paired(row.runs):
         return Comparison(UNDEFINED)
     plug = registry.load("metric", metric)
     score = _score_from(plug, row.runs[0].sums[WHOLE][target].origin)
@@ -100,7 +109,7 @@ def _compare(row: Row, rival: Row | None, metric: str, target: str, unit: str, s
     runs = {item.record.seed: item for item in row.runs}
     rivals = {} if rival is None or rival is row else {item.record.seed: item for item in rival.runs}
     common = sorted(runs.keys() & rivals.keys())
-    if not common or not _are_paired([*row.runs, *rivals.values()]):
+    if not common or not are_paired([*row.runs, *rivals.values()]):
         return Comparison(interval)
     row_SRK = _stack([runs[number] for number in common], target)
     rival_SRK = _stack([rivals[number] for number in common], target)
@@ -118,7 +127,7 @@ def _score_from(plug: Metric, origin: tuple[float, float]) -> Callable[[FloatArr
     return lambda values: plug.of(Sums(values, origin))
 
 
-def _are_paired(runs: Sequence[ScoredRun]) -> bool:
+def are_paired(runs: Sequence[ScoredRun]) -> bool:
     """Whether runs were scored on the same frames of the same recordings."""
     first = runs[0]
     return all(item.recordings == first.recordings and _scored_on(item) == _scored_on(first) for item in runs)

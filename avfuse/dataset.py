@@ -85,6 +85,8 @@ class WindowedPartition:
     fold : (int, int), optional
         Number (from 0) and count of the fold that is the validation partition, where the subjects of the training and
         the validation partition are spread over so many folds; the others are the training partition.
+    targets : tuple of str
+        What is predicted where the cache has no ratings at all.
 
     Raises
     ------
@@ -103,6 +105,7 @@ class WindowedPartition:
         overlap: int = 0,
         complete: bool = False,
         fold: tuple[int, int] | None = None,
+        targets: tuple[str, ...] = (),
     ) -> None:
         hop = int(cache.spec.clip["hop"])
         if spacing % hop:
@@ -114,11 +117,13 @@ class WindowedPartition:
                 f"{cache.path} holds no recording of the {partition} partition; "
                 "give the corpus one (README, 'Your own videos') and extract it"
             )
-        self.targets = cache.spec.targets
+        self.targets = cache.spec.targets or targets
         self.num_clips = num_clips
         span = int(cache.spec.clip["frames"]) * int(cache.spec.clip["dilation"])
         self.audio_NA = [item.array("audio") for item in self.recordings]
-        self.target_NE = [_last_label(item, span) if complete else item.array("target") for item in self.recordings]
+        self.target_NE = [
+            _last_label(item, span) if complete else self._of_targets(item.array("target")) for item in self.recordings
+        ]
         self.face_N = [item.array("face_share") for item in self.recordings]
         step = spacing // hop
         self.windows = [
@@ -135,6 +140,10 @@ class WindowedPartition:
                     f"frames apart, each with a rating of every target among its last {span} frames; "
                     "train on --windows all, or give fewer --num-clips"
                 )
+
+    def _of_targets(self, values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Return ratings as they are, or as many unrated columns as there are targets where there are none."""
+        return values if values.shape[1] else np.full((len(values), len(self.targets)), np.nan, np.float32)
 
     def _is_complete(self, window: Window) -> bool:
         is_labelled = not np.isnan(self.target_NE[window.recording][window.clips]).any()
@@ -195,9 +204,25 @@ class WindowedPartition:
             window = self.windows[place]
             traces[window.recording].append((window.clips, trace_TE))
         return [
-            _onto_frames(item, self.partition, self.targets, _average(item.num_clips, len(self.targets), windows))
+            self._onto_frames(item, _average(item.num_clips, len(self.targets), windows))
             for item, windows in zip(self.recordings, traces, strict=True)
         ]
+
+    def _onto_frames(self, recording: CachedRecording, trace_NE: npt.NDArray[np.float32]) -> Predictions:
+        """Interpolate clip predictions linearly onto the frames; the first and the last clip's hold to the ends."""
+        frame_time_s = recording.array("frame_time_s")
+        end_time_s = recording.array("end_time_s")
+        columns = [np.interp(frame_time_s, end_time_s, column) for column in trace_NE.T]
+        return Predictions(
+            recording=recording.name,
+            subject=recording.source.subject,
+            partition=self.partition,
+            targets=self.targets,
+            time_s=frame_time_s,
+            prediction_FE=np.stack(columns, axis=1).astype(np.float32),
+            target_FE=self._of_targets(recording.array("frame_target")),
+            face_F=recording.array("frame_face"),
+        )
 
 
 def predict_recording(
@@ -285,9 +310,15 @@ def _last_label(recording: CachedRecording, span: int) -> npt.NDArray[np.float32
 
 
 def _of_fold(cache: FeatureCache, partition: str, index: int, num_folds: int) -> list[CachedRecording]:
-    """Return the recordings of a fold, or of all the others for the training partition."""
+    """Return the recordings of a fold, or of all the others for the training partition.
+
+    Recordings of one subject or of one file, as of two people, stand in one fold.
+    """
     rated = [item for item in cache.recordings() if item.source.partition in ("train", "validation")]
-    fold_of_item = fold_by_subject([item.source.subject for item in rated], num_folds)
+    sources = [item.source for item in rated]
+    fold_of_item = fold_by_subject(
+        [source.subject for source in sources], num_folds, [source.sha256 for source in sources]
+    )
     is_held_out = partition == "validation"
     return [item for item, fold in zip(rated, fold_of_item, strict=True) if (fold == index) == is_held_out]
 
@@ -305,26 +336,6 @@ def warn_of_leaks(training: WindowedPartition, validation: WindowedPartition) ->
                 kind,
                 shared[0].name,
             )
-
-
-def _onto_frames(
-    recording: CachedRecording, partition: str, targets: tuple[str, ...], trace_NE: npt.NDArray[np.float32]
-) -> Predictions:
-    """Interpolate clip predictions linearly onto the frames; the first and the last clip's hold to the ends."""
-    frame_time_s = recording.array("frame_time_s")
-    end_time_s = recording.array("end_time_s")
-    columns = [np.interp(frame_time_s, end_time_s, column) for column in trace_NE.T]
-    source = recording.source
-    return Predictions(
-        recording=recording.name,
-        subject=source.subject,
-        partition=partition,
-        targets=targets,
-        time_s=frame_time_s,
-        prediction_FE=np.stack(columns, axis=1).astype(np.float32),
-        target_FE=recording.array("frame_target"),
-        face_F=recording.array("frame_face"),
-    )
 
 
 def feature_moments(

@@ -130,7 +130,7 @@ def extract(
         source = None
         try:
             source = Source.of(recording, options.root, tools.digest, with_crops=tools.detector is None)
-            if tools.cache.holds(recording.name, source):
+            if tools.cache.holds(recording.name, source) or tools.cache.relabel(recording.name, source):
                 num_present += 1
             else:
                 extracted.append(_extract_recording(recording, source, tools, _relative(on_progress, done)))
@@ -319,7 +319,10 @@ def _frame_targets(
     annotation = corpus.annotation(recording)
     if annotation is None:
         return np.full((timeline.num_frames, len(corpus.targets)), np.nan, np.float32), None
-    target_FE, rows = annotation.at(timeline.frame_time_s), annotation.count(timeline.frame_time_s)
+    if timeline.num_unplaced and annotation.time_s is None:
+        left_out = "%s: %d frames have the time stamp of another, or none; rows by frame behind them rate other frames"
+        log.warning(left_out, recording.name, timeline.num_unplaced)
+    target_FE, rows = annotation.at(timeline.rated_time_s), annotation.count(timeline.rated_time_s)
     if _is_uneven(rows):
         log.warning(
             "%s: %d annotation rows for %d frames: %d rows that rate no frame are dropped, %d frames without a row are "

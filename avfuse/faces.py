@@ -24,7 +24,7 @@ from facenet_pytorch import MTCNN
 from PIL import Image
 from torch.nn import functional
 
-from avfuse.schema import SIDES, RecordingError
+from avfuse.schema import MAX_ROW_DIFFERENCE, MAX_ROW_DIFFERENCE_SHARE, SIDES, RecordingError
 
 log = logging.getLogger(__name__)
 
@@ -231,6 +231,12 @@ class CroppedFaces:
         The image of each frame that has one, by the frame's index from 0.
     num_frames : int
 
+    Raises
+    ------
+    RecordingError
+        With reason ``missing_crops``, when more images are numbered beyond the frames than rows of an annotation may
+        be left over: they are of another video.
+
     Attributes
     ----------
     found_F : ndarray, (F,), bool
@@ -241,6 +247,10 @@ class CroppedFaces:
 
     def __init__(self, images: Mapping[int, Path], num_frames: int) -> None:
         self._images = images
+        self._surplus = [path for index, path in images.items() if index >= num_frames]
+        if len(self._surplus) > max(MAX_ROW_DIFFERENCE, MAX_ROW_DIFFERENCE_SHARE * num_frames):
+            found = f"{len(images)} images for {num_frames} frames: are they of this video?"
+            raise RecordingError("missing_crops", f"{self._surplus[0].parent}: {found}")
         self.num_frames = num_frames
         self.found_F = np.zeros(num_frames, np.bool_)
         self.probability_F = np.zeros(num_frames, np.float32)
@@ -257,7 +267,7 @@ class CroppedFaces:
         Raises
         ------
         RecordingError
-            With reason ``missing_crops``, when the file of an image cannot be read.
+            With reason ``missing_crops``, when the file of an image cannot be read, or no image can be decoded.
         """
         unreadable = []
         for index in range(self.num_frames):
@@ -267,6 +277,9 @@ class CroppedFaces:
             self.found_F[index] = crop is not None
             self.probability_F[index] = float(crop is not None)
             yield index, np.zeros((CROP_PX, CROP_PX, 3), np.uint8) if crop is None else crop
+        if not self.found_F.any():
+            such = f", such as {unreadable[0]}" if unreadable else ""
+            raise RecordingError("missing_crops", f"none of {len(self._images)} aligned images shows a frame{such}")
         self._warn(unreadable)
 
     def _warn(self, unreadable: list[Path]) -> None:
@@ -276,13 +289,12 @@ class CroppedFaces:
                 len(unreadable),
                 unreadable[0],
             )
-        surplus = [path for index, path in self._images.items() if index >= self.num_frames]
-        if surplus:
+        if self._surplus:
             log.warning(
                 "%d aligned images are numbered beyond the %d frames of the video, such as %s; they are ignored",
-                len(surplus),
+                len(self._surplus),
                 self.num_frames,
-                surplus[0],
+                self._surplus[0],
             )
 
 

@@ -6,16 +6,18 @@ knowing. `CODES` says which is which; `judge_media` and `judge_ratings` compare 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from avfuse.inspection import SILENCE_DBFS, Inspection, Picture, Sound
+from avfuse.media import Timeline
 from avfuse.schema import (
     FAILURE_REASONS,
+    MAX_ROW_DIFFERENCE,
+    MAX_ROW_DIFFERENCE_SHARE,
     PARTITIONS,
     Annotation,
     AnnotationError,
@@ -30,7 +32,7 @@ NOTABLE_S = 0.05
 """Differences between sound and picture are remarked on from here: about where a viewer starts to notice them (45 ms,
 ITU-R BT.1359), and more than the padding that lossy codecs put around a sound."""
 CLOCK_NOTABLE_S = 0.02  # well above time stamps in milliseconds, and below a frame
-MOSTLY_SILENT, PARTLY_ZERO = 0.5, 0.1
+MOSTLY_SILENT, PARTLY_ZERO, MOSTLY_UNRATED = 0.5, 0.1, 0.5
 RATED_PARTITIONS = PARTITIONS[:2]  # ratings of the test partition are often held back
 REFUSED = (
     "missing_file",
@@ -48,14 +50,21 @@ CODES = {
     "leak": (PROBLEM, "a subject or a file is in two partitions: scores are then too good"),
     "out_of_range": (PROBLEM, "a rating lies outside the range of its target"),
     "unrated": (PROBLEM, "a recording to train or validate on has no rated frame: its trace may not have been found"),
+    "rows_shifted": (PROBLEM, "frames are left out, and rows by frame behind them rate other frames"),
     "drift": (PROBLEM, "sound and picture differ in length by more than --max-drift-s, and do not end together"),
     "sound_clock": (PROBLEM, "the sound's time stamps and its sample rate disagree by more than --max-drift-s"),
     "video_damaged": (PROBLEM, "more than --max-lost of the video packets fail, or of the frames are lost"),
     "audio_damaged": (PROBLEM, "more than --max-lost of the audio packets fail"),
     "silent": (PROBLEM, "the sound is silent throughout: there is nothing to fuse"),
-    "missing_crops": (REMARK, "aligned images are missing that other recordings have; --faces cropped would refuse it"),
+    "missing_crops": (REMARK, "aligned images are missing, or of another video; --faces cropped would refuse it"),
+    "crops_differ": (REMARK, "aligned images and frames differ; a frame without one counts as without a face"),
     "rows_differ": (REMARK, "annotation rows and frames do not cover each other; the rest is dropped, or unrated"),
     "target_unrated": (REMARK, "a target has no rated frame, others have; it is masked"),
+    "mostly_unrated": (REMARK, "less than half of the frames to train or validate on are rated; the others are masked"),
+    "starts_late": (
+        REMARK,
+        "the picture begins after the start that a player shows, from where times of ratings count",
+    ),
     "variable_rate": (REMARK, "the frame rate varies; clips are laid in seconds"),
     "start_offset": (REMARK, "sound and picture begin apart; both are placed by their time stamps"),
     "length_differs": (REMARK, "sound and picture differ in length; where there is no sound, silence stands for it"),
@@ -66,13 +75,11 @@ CODES = {
     "video_lost": (REMARK, "a few video packets fail, or frames are lost; their faces count as not found"),
     "audio_lost": (REMARK, "a few audio packets fail; they are filled with silence"),
     "frames_advertised": (REMARK, "the container advertises another number of frames than it holds"),
-    "repeated_times": (REMARK, "several frames have one time stamp, and count as one"),
+    "repeated_times": (REMARK, "frames with the time stamp of another, or with none, are left out"),
     "mostly_silent": (REMARK, "half of the sound, or more, is silent"),
     "muted": (REMARK, "a tenth of the sound, or more, consists of zeros, as of a muted microphone"),
 }
 """What an audit may find: code -> level and meaning."""
-
-_Times = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -141,6 +148,10 @@ def judge_media(recording: Recording, inspection: Inspection, limits: Limits) ->
     if sound is not None:
         yield from _judge_sound(recording, sound, limits)
     yield from _judge_length(recording, inspection, limits)
+    timeline = inspection.timeline
+    if timeline is not None and timeline.rated_time_s[0] > NOTABLE_S:
+        found = f"the first frame is shown {timeline.rated_time_s[0]:.3f} s after the start, at {timeline.zero_s:.3f} s"
+        yield Finding.of(recording, "starts_late", found)
 
 
 def _judge_picture(recording: Recording, picture: Picture, limits: Limits) -> Iterator[Finding]:
@@ -156,9 +167,8 @@ def _judge_picture(recording: Recording, picture: Picture, limits: Limits) -> It
     if picture.num_advertised is not None and picture.num_advertised != picture.num_packets:
         found = f"the container advertises {picture.num_advertised} frames, and holds {picture.num_packets}"
         yield Finding.of(recording, "frames_advertised", found)
-    num_repeated = picture.num_packets - picture.num_discarded - picture.num_frames
-    if num_repeated > 0:
-        yield Finding.of(recording, "repeated_times", f"{num_repeated} frames have the time stamp of another")
+    if picture.num_unplaced:
+        yield Finding.of(recording, "repeated_times", _describe_unplaced(picture))
     if picture.is_variable:
         found = (
             f"{picture.fps:.3f} frames per second on average, intervals off by {picture.jitter_max_ms:.1f} ms at most "
@@ -213,32 +223,49 @@ def _judge_length(recording: Recording, inspection: Inspection, limits: Limits) 
         yield Finding.of(recording, "length_differs", found)
 
 
+def judge_crops(recording: Recording, images: Mapping[int, Path], timeline: Timeline | None) -> Iterator[Finding]:
+    """Compare the aligned images of a recording, by the index of their frame, with the frames, None where unknown."""
+    if timeline is None:
+        return
+    num_frames = timeline.num_frames
+    num_beyond = sum(index >= num_frames for index in images)
+    num_shown = len(images) - num_beyond
+    if num_beyond > max(MAX_ROW_DIFFERENCE, MAX_ROW_DIFFERENCE_SHARE * num_frames):
+        found = f"{len(images)} images for {num_frames} frames: are they of this video?"
+        yield Finding.of(recording, "missing_crops", found, recording.crops)
+    elif num_beyond or num_shown < num_frames:
+        found = f"{num_shown} of {num_frames} frames have an image, {num_beyond} images are numbered beyond the frames"
+        yield Finding.of(recording, "crops_differ", found, recording.crops)
+
+
 def judge_ratings(
-    recording: Recording, annotation: Annotation, ranges: Sequence[Range | None], frame_time_s: _Times | None
+    recording: Recording, annotation: Annotation, ranges: Sequence[Range | None], timeline: Timeline | None
 ) -> tuple[Ratings, list[Finding]]:
-    """Compare an annotation with the times of the frames, None where there are none, and with what its targets allow.
+    """Compare an annotation with the frames, None where there are none, and with what its targets allow.
 
     Returns
     -------
     tuple of Ratings and list of Finding
     """
     findings = list(_judge_values(recording, annotation, ranges))
-    num_rows, is_timed = len(annotation.values_FE), annotation.time_s is not None
-    if frame_time_s is None:
+    is_timed = annotation.time_s is not None
+    if timeline is None:
+        num_rows = len(annotation.values_FE) if annotation.num_rows is None else annotation.num_rows
         return Ratings(num_rows, is_timed, None, None, {}), findings
-    count = annotation.count(frame_time_s)
+    if timeline.num_unplaced and not is_timed:
+        found = f"{_describe_unplaced(timeline)}, and are left out: rows by frame behind them rate other frames"
+        findings.append(Finding.of(recording, "rows_shifted", found, recording.annotation_path))
+    count = annotation.count(timeline.rated_time_s)
+    shares: dict[str, float] = {}
     try:
-        is_rated_FE = ~np.isnan(annotation.at(frame_time_s))
+        is_rated_FE = ~np.isnan(annotation.at(timeline.rated_time_s))
     except RecordingError as error:
         findings.append(Finding.of(recording, error.reason, str(error), recording.annotation_path))
-        return Ratings(num_rows, is_timed, count.num_dropped, count.num_without, {}), findings
-    shares = dict(zip(annotation.targets, is_rated_FE.mean(axis=0).tolist(), strict=True))
-    if _is_worth_a_remark(annotation, count, frame_time_s):
-        findings.append(
-            Finding.of(recording, "rows_differ", _describe_rows(count, is_timed), recording.annotation_path)
-        )
-    findings += _judge_shares(recording, shares)
-    return Ratings(num_rows, is_timed, count.num_dropped, count.num_without, shares), findings
+    else:
+        shares = dict(zip(annotation.targets, is_rated_FE.mean(axis=0).tolist(), strict=True))
+        findings += _judge_rows(recording, annotation, count)
+        findings += _judge_shares(recording, shares, float(is_rated_FE.any(axis=1).mean()))
+    return Ratings(count.num_rows, is_timed, count.num_dropped, count.num_without, shares), findings
 
 
 def judge_absence(recording: Recording, targets: Sequence[str]) -> list[Finding]:
@@ -272,35 +299,40 @@ def _judge_values(recording: Recording, annotation: Annotation, ranges: Sequence
             yield Finding.of(recording, "out_of_range", found, recording.annotation_path)
 
 
-def _judge_shares(recording: Recording, shares: dict[str, float]) -> Iterator[Finding]:
-    unrated = [target for target, share in shares.items() if share == 0]
-    if unrated and len(unrated) == len(shares):
-        if recording.partition in RATED_PARTITIONS:
+def _judge_rows(recording: Recording, annotation: Annotation, count: RowCount) -> Iterator[Finding]:
+    """Yield that rows and frames do not cover each other; intervals of steps may leave frames out."""
+    if count.num_dropped or (count.num_without and not annotation.is_stepped):
+        found = _describe_rows(annotation, count)
+        yield Finding.of(recording, "rows_differ", found, recording.annotation_path)
+
+
+def _judge_shares(recording: Recording, shares: dict[str, float], rated_share: float) -> Iterator[Finding]:
+    is_asked_for = recording.partition in RATED_PARTITIONS
+    if rated_share == 0:
+        if is_asked_for:
             found = f"no frame of a {recording.partition} recording is rated"
             yield Finding.of(recording, "unrated", found, recording.annotation_path)
-    elif unrated:
+        return
+    if rated_share < MOSTLY_UNRATED and is_asked_for:
+        found = f"{rated_share:.1%} of the frames of a {recording.partition} recording are rated"
+        yield Finding.of(recording, "mostly_unrated", found, recording.annotation_path)
+    unrated = [target for target, share in shares.items() if share == 0]
+    if unrated:
         found = f"no frame is rated for {', '.join(unrated)}"
         yield Finding.of(recording, "target_unrated", found, recording.annotation_path)
 
 
-def _is_worth_a_remark(annotation: Annotation, count: RowCount, frame_time_s: _Times) -> bool:
-    """Tell whether rows and frames differ where they should not.
-
-    A sparse trace may end early, and intervals of steps may leave frames out. The last step's end may lie behind the
-    last frame; a rating there is lost.
-    """
-    if annotation.time_s is not None and annotation.is_stepped:
-        behind_FE = annotation.values_FE[annotation.time_s > frame_time_s[-1]]
-        return count.num_dropped > 0 and bool(np.isfinite(behind_FE).any())
-    return count.num_dropped > 0 or (count.num_without > 0 and annotation.is_dense)
-
-
-def _describe_rows(count: RowCount, is_timed: bool) -> str:
-    rule = "by time" if is_timed else "row i rates frame i"
+def _describe_rows(annotation: Annotation, count: RowCount) -> str:
+    rule = "row i rates frame i" if annotation.num_rows is None else "rows name their frames"
+    rule = rule if annotation.time_s is None else "by time"
     return (
         f"{count.num_rows} rows, {count.num_frames} frames ({rule}): {count.num_dropped} rows rate no frame and are "
         f"dropped, {count.num_without} frames have no row and are unrated"
     )
+
+
+def _describe_unplaced(stream: Picture | Timeline) -> str:
+    return f"{stream.num_unplaced} frames have the time stamp of another, or none"
 
 
 def _describe_gaps(stream: Picture | Sound) -> str:

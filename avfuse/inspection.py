@@ -4,26 +4,15 @@
 alone, and holds a few frames at a time. The frames that count are those of `avfuse.media.probe`, on whose timeline
 extraction works; what decoding gives is counted beside them.
 
-Definitions, all on the container's clock:
-
-- The picture begins with its first frame and ends one median frame interval after its last: the durations that
-  containers give for a last frame are guesses.
-- Jitter is of the frame intervals that are no gaps: their standard deviation, and the largest deviation from their
-  median. The first and the last interval are left out where there are others, since demuxers guess the two end stamps
-  of some files.
-- A gap in the picture is a frame interval above 2.5 median ones: two frames or more are missing. A gap in the sound is
-  a step of more than 5 ms from the end of one decoded piece to the start of the next.
-- The sound begins with its first decoded sample and ends with its last.
-- The sound's clock runs ahead by the span of its time stamps, less its samples at their rate, less its steps: 0 where
-  each piece begins where the last one ends.
-- A window of 0.1 s of the mono mix, gaps left out, is silent when its root mean square lies below -60 dB of full scale,
-  and digitally silent when every sample is 0.
+Every number is defined in docs/audit.md; all times are on the container's clock. A length ends behind the last frame or
+sample: of the picture by one median frame interval, as the durations that containers give for a last frame are guesses.
 """
 
 from __future__ import annotations
 
 import math
 from array import array
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,6 +42,8 @@ class Picture:
         Frames that extraction uses: one per time stamp, without those that an edit list discards.
     num_decoded, num_lost : int
         Frames that decoding gave, and frames of extraction that it did not give.
+    num_unplaced : int
+        Frames that extraction leaves out, because another has their time stamp or they carry none.
     num_advertised : int or None
         Frames in the container's header, discarded ones included; None where it only guesses.
     num_packets, num_failed, num_discarded : int
@@ -73,6 +64,7 @@ class Picture:
     num_frames: int
     num_decoded: int
     num_lost: int
+    num_unplaced: int
     num_advertised: int | None
     num_packets: int
     num_failed: int
@@ -167,18 +159,21 @@ class Inspection:
         return self.sound.end_s - self.picture.end_s if self.picture and self.sound else None
 
 
-def inspect_media(path: Path) -> Inspection:
-    """Measure a media file; what is wrong with it is in `Inspection.errors`, and nothing is raised for it."""
+def inspect_media(path: Path, on_packet: Callable[[], object] = lambda: None) -> Inspection:
+    """Measure a media file; what is wrong with it is in `Inspection.errors`, and nothing is raised for it.
+
+    `on_packet` is called with every packet; what it raises ends the inspection.
+    """
     errors: list[RecordingError] = []
     timeline = None
     try:
-        timeline = media.probe(path)
+        timeline = media.probe(path, on_packet)
         media.ClipGrid.lay(timeline, hop=1)
     except RecordingError as error:
         if error.reason in {"missing_file", "unreadable"}:
             return Inspection(errors=(error,))
         errors.append(error)
-    scan = _Scan.of(path)
+    scan = _Scan.of(path, on_packet)
     picture, sound = scan.picture.measure(timeline), scan.sound.measure()
     if picture is None and timeline is not None:
         errors.append(RecordingError("unreadable", f"{path}: no frame of its video stream can be decoded"))
@@ -207,12 +202,13 @@ class _Scan:
         self._break_off: str | None = None
 
     @classmethod
-    def of(cls, path: Path) -> _Scan:
+    def of(cls, path: Path, on_packet: Callable[[], object]) -> _Scan:
         """Read a file to its end, or to where it breaks off."""
         with media.open_file(path) as container:
             scan = cls(container)
             try:
                 for packet in container.demux():
+                    on_packet()
                     scan._add(packet)
             except (av.error.FFmpegError, IndexError) as error:  # PyAV has no place for a stream that appears midway
                 scan._break_off = str(error)
@@ -291,6 +287,7 @@ class _PictureScan:
             num_frames=timeline.num_frames,
             num_decoded=self._num_decoded,
             num_lost=int(np.isin(timeline.frame_pts, stamps_F, invert=True).sum()),
+            num_unplaced=timeline.num_unplaced,
             num_advertised=self._num_advertised,
             num_packets=self._num_packets,
             num_failed=self._num_failed,
@@ -374,12 +371,14 @@ class _Level:
     """How much of a sound is silent, in windows of 0.1 s of its mono mix, which is what the encoder hears."""
 
     def __init__(self) -> None:
-        self._resampler = av.AudioResampler(format=media.SAMPLE_FORMAT, layout="mono")
-        self._held_S = np.zeros(0, np.float32)
+        self._kind: tuple[str, str, int] | None = None  # of the sound that the resampler takes
         self._num_windows = self._num_silent = self._num_zero = 0
 
     def add(self, frame: Any) -> None:
         """Take in a decoded piece of sound."""
+        if media.kind_of(frame) != self._kind:  # what is left of a window of the other kind is let go of
+            self._kind, self._held_S = media.kind_of(frame), np.zeros(0, np.float32)
+            self._resampler = av.AudioResampler(format=media.SAMPLE_FORMAT, layout="mono")
         window = round(SILENCE_WINDOW_S * frame.sample_rate)
         sound_S = np.concatenate([self._held_S, media.to_samples(self._resampler.resample(frame))])
         whole = len(sound_S) // window * window

@@ -13,8 +13,8 @@ frames or seconds at a time, however long the recording.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ MAX_SOUND_S = 30.0
 SOUND_INTERVALS = CLIP_SPAN - 1  # frame intervals of sound under a clip: from its first slot to its last
 SAMPLE_FORMAT = "s32p"  # FFmpeg mixes channels down to full scale for integers only; for floats stereo would exceed 1
 GAP_TOLERANCE_S = 0.005  # a jump in the sound's time stamps below this is rounding, above it a gap or an overlap
+MAX_UNSTAMPED_SHARE = 0.02
 
 
 @dataclass(frozen=True)
@@ -53,21 +54,28 @@ class Timeline:
         Slots per second: the constant frame rate, or the mean of a variable one.
     variable : bool
         Whether the frame rate varies, so that slots and frames differ.
+    zero_s : float
+        When a player starts to show the file, the start of its first stream, in seconds: what ratings count from.
+    num_unplaced : int
+        Frames that are left out, because another has their time stamp or they carry none.
     """
 
     frame_time_s: npt.NDArray[np.float64]
     frame_pts: npt.NDArray[np.int64]
     fps: float
     variable: bool
+    zero_s: float = 0.0
+    num_unplaced: int = 0
 
     @classmethod
     def from_pts(cls, frame_pts: npt.NDArray[np.int64], time_base_s: float) -> Timeline:
         """Lay the timeline of frames with the given presentation time stamps."""
+        num_stamps = len(frame_pts)
         frame_pts = np.unique(frame_pts)
         time_s = frame_pts.astype(np.float64) * time_base_s
         num_frames = len(time_s)
         if num_frames < 2:
-            return cls(time_s, frame_pts, fps=25.0, variable=False)
+            return cls(time_s, frame_pts, fps=25.0, variable=False, num_unplaced=num_stamps - num_frames)
         # The demuxer guesses the first and the last stamp of an AVI with B-frames, up to an interval early or late: the
         # frames between them tell whether the rate is constant, and the two ends only have to be near.
         ends = 1 if num_frames > 3 else 0
@@ -79,7 +87,12 @@ class Timeline:
         variable = bool(inner_drift_s.max() >= 0.5 * interval_s or drift_s.max() >= 1.25 * interval_s)
         if variable:
             interval_s = float(time_s[-1] - time_s[0]) / (num_frames - 1)
-        return cls(time_s, frame_pts, fps=1.0 / interval_s, variable=variable)
+        return cls(time_s, frame_pts, 1.0 / interval_s, variable, num_unplaced=num_stamps - num_frames)
+
+    @property
+    def rated_time_s(self) -> npt.NDArray[np.float64]:
+        """Time of each frame since the start that a player shows, (F,): the clock of ratings with times."""
+        return self.frame_time_s - self.zero_s
 
     @property
     def num_frames(self) -> int:
@@ -189,51 +202,69 @@ def _video_stream(container: Any, path: Path) -> Any:
     return stream
 
 
-def probe(path: Path) -> Timeline:
+def probe(path: Path, on_packet: Callable[[], object] = lambda: None) -> Timeline:
     """Read the time stamps of a file's video packets, without decoding.
+
+    `on_packet` is called with every packet; what it raises ends the reading.
 
     Raises
     ------
     RecordingError
-        With reason ``missing_file``, ``unreadable`` or ``no_video_stream``.
+        With reason ``missing_file``, ``unreadable``, ``no_video_stream`` or ``truncated``.
     """
     with open_file(path) as container:
         stream = _video_stream(container, path)
         # The packets themselves are let go of one by one: together they are the whole file.
-        stamps = [(packet.pts, packet.is_discard) for packet in _demux(container, stream) if packet.size]
+        stamps = [(packet.pts, packet.is_discard) for packet in _demux(container, stream, on_packet) if packet.size]
         pts = [stamp for stamp, is_discarded in stamps if not is_discarded]
         time_base_s = float(stream.time_base)
         num_advertised = stream.frames if "mov" in container.format.name else 0  # elsewhere the header may only guess
+        zero_s = max(0, container.start_time or 0) / av.time_base
     if any(value is None for value in pts):
         # Containers such as AVI may carry decoding times only; the presentation times then come from decoding.
-        pts = [frame.pts for frame in _decode(path) if frame.pts is not None]
+        pts = [frame.pts for frame in _decode(path, on_packet)]
     if not pts:
         raise RecordingError("no_video_stream", f"{path} holds a video stream without frames")
     if len(stamps) < 0.98 * num_advertised - MAX_ROW_DIFFERENCE:
         raise RecordingError("truncated", f"{path} breaks off: it holds {len(stamps)} of {num_advertised} frames")
-    return Timeline.from_pts(np.array(pts, dtype=np.int64), time_base_s)
+    num_unstamped = pts.count(None)
+    if num_unstamped > MAX_UNSTAMPED_SHARE * len(pts):
+        raise RecordingError(
+            "unreadable",
+            f"{path}: {num_unstamped} of {len(pts)} frames carry no time stamp; rewrite the file, for example with "
+            "ffmpeg -fflags +genpts -i IN -c copy OUT.mkv, or encode it anew where that fails",
+        )
+    timeline = Timeline.from_pts(np.array([value for value in pts if value is not None], np.int64), time_base_s)
+    return replace(timeline, zero_s=zero_s, num_unplaced=timeline.num_unplaced + num_unstamped)
 
 
-def _demux(container: Any, stream: Any) -> Iterator[Any]:
+def _demux(container: Any, stream: Any, on_packet: Callable[[], object] = lambda: None) -> Iterator[Any]:
     """Yield the packets of a stream up to the end, or up to where the file breaks off."""
     try:
-        yield from container.demux(stream)
+        for packet in container.demux(stream):
+            on_packet()
+            yield packet
     except (av.error.FFmpegError, IndexError) as error:  # PyAV has no place for a stream that appears midway
         log.warning("%s breaks off: %s", container.name, error)
 
 
-def _decode(path: Path) -> Iterator[Any]:
-    """Yield the decoded video frames; a packet that cannot be decoded costs that packet alone."""
+def _decode(path: Path, on_packet: Callable[[], object] = lambda: None) -> Iterator[Any]:
+    """Yield the decoded video frames."""
     with open_file(path) as container:
         stream = _video_stream(container, path)
-        num_lost = 0
-        for packet in _demux(container, stream):
-            try:
-                yield from packet.decode()
-            except av.error.FFmpegError:
-                num_lost += 1
-        if num_lost:
-            log.warning("%s: %d video packets could not be decoded", path, num_lost)
+        yield from _decode_packets(_demux(container, stream, on_packet), path, "video")
+
+
+def _decode_packets(packets: Iterable[Any], path: Path, kind: str) -> Iterator[Any]:
+    """Yield the decoded frames of a stream; a packet that cannot be decoded costs that packet alone."""
+    num_lost = 0
+    for packet in packets:
+        try:
+            yield from packet.decode()
+        except av.error.FFmpegError:
+            num_lost += 1
+    if num_lost:
+        log.warning("%s: %d %s packets could not be decoded", path, num_lost, kind)
 
 
 def read_frames(
@@ -333,13 +364,14 @@ class SoundReader:
     def _decode(self) -> Iterator[tuple[int, npt.NDArray[np.float32]]]:
         """Yield pieces of sound with their position on the clock, in samples."""
         stream = self._container.streams.audio[0]
-        resampler, position, expected_s = None, 0, 0.0
-        for frame in self._frames(stream):
+        resampler, kind, position, expected_s = None, None, 0, 0.0
+        for frame in _decode_packets(_demux(self._container, stream), self._path, "audio"):
             start_s = frame.time if frame.time is not None else expected_s
-            if resampler is None or abs(start_s - expected_s) > GAP_TOLERANCE_S:
+            if resampler is None or kind_of(frame) != kind or abs(start_s - expected_s) > GAP_TOLERANCE_S:
                 if resampler is not None:
                     yield position, to_samples(resampler.resample(None))
                 resampler = av.AudioResampler(format=SAMPLE_FORMAT, layout="mono", rate=SAMPLE_RATE_HZ)
+                kind = kind_of(frame)
                 position = round(start_s * SAMPLE_RATE_HZ)
                 expected_s = start_s
             expected_s += frame.samples / frame.sample_rate
@@ -349,15 +381,10 @@ class SoundReader:
         if resampler is not None:
             yield position, to_samples(resampler.resample(None))
 
-    def _frames(self, stream: Any) -> Iterator[Any]:
-        num_lost = 0
-        for packet in _demux(self._container, stream):
-            try:
-                yield from packet.decode()
-            except av.error.FFmpegError:
-                num_lost += 1
-        if num_lost:
-            log.warning("%s: %d audio packets could not be decoded", self._path, num_lost)
+
+def kind_of(frame: Any) -> tuple[str, str, int]:
+    """Return what a resampler is made for, and what may change within a sound: format, channels and sample rate."""
+    return frame.format.name, frame.layout.name, frame.sample_rate
 
 
 def to_samples(frames: list[Any]) -> npt.NDArray[np.float32]:

@@ -9,8 +9,10 @@ import numpy as np
 import numpy.typing as npt
 
 from avfuse import registry
-from avfuse.comparison import Comparison, num_groups
+from avfuse.comparison import Comparison, are_paired, num_groups
+from avfuse.options import RESAMPLED
 from avfuse.paper import SOURCE, paper_dataset
+from avfuse.protocols import SPAN
 from avfuse.scores import PARTITION, Row
 from avfuse.statistics import cautions
 
@@ -30,21 +32,13 @@ def paper_targets(targets: Sequence[str]) -> dict[str, str]:
     return {target: dataset for target, dataset in datasets.items() if dataset is not None}
 
 
-def spans_zero(row: Row, target: str) -> bool:
-    """Whether a target's ratings have signs to agree on; a target without declared range may have."""
-    ranges = dict(zip(row.record.targets, row.record.ranges, strict=False))
-    declared = ranges.get(target)
-    return declared is None or declared[0] < 0 < declared[1]
-
-
-def scoring_notes(rows: Sequence[Row], metrics: Sequence[str]) -> list[str]:
+def scoring_notes(rows: Sequence[Row], metrics: Sequence[str], by: str | None) -> list[str]:
     """Say how frames became scores: the metrics, the protocol of each target, and where predictions come from."""
     record, evaluation = rows[0].record, rows[0].evaluation
-    notes = [
-        f"{registry.load('metric', name).label}: {_first_line(registry.load('metric', name).__doc__)}"
-        for name in metrics
-    ]
-    notes[0] = f"Scored over the frames of all {PARTITION} recordings together. {notes[0]}"
+    notes = [_scored_on(by)]
+    for name in metrics:
+        plug = registry.load("metric", name)
+        notes.append(f"{plug.label}: {(plug.__doc__ or '').strip().splitlines()[0]}")
     named: dict[str, list[str]] = {}
     for target in record.targets:
         named.setdefault(evaluation.describe(target), []).append(target)
@@ -54,22 +48,29 @@ def scoring_notes(rows: Sequence[Row], metrics: Sequence[str]) -> list[str]:
     ]
     hops = sorted({item.record.hop for row in rows for item in row.runs} - {0})
     if hops == [1]:
-        notes.append("Every frame ends a clip of its own and has that clip's prediction.")
+        notes.append("A clip ends at every frame, and the frame has its prediction (of a variable rate, interpolated).")
     elif hops:
         every = " or ".join(map(str, hops))
         notes.append(
-            f"One clip ends every {every} frames; predictions of the frames between are interpolated linearly."
+            f"One clip ends every {every} frames (of a variable rate, at its mean); predictions of the frames between "
+            "are interpolated linearly."
         )
     notes += [
         f"Signs of {target} cannot agree or disagree: its ratings go from {low:g} to {high:g}."
-        for target, (low, high) in ((t, r) for t, r in zip(record.targets, record.ranges, strict=False) if r)
-        if "sagr" in metrics and not low < 0 < high
+        for target, (low, high) in record.declared_ranges.items()
+        if "sagr" in metrics and not rows[0].has_signs(target)
     ]
     return notes
 
 
-def _first_line(text: str | None) -> str:
-    return (text or "").strip().split("\n")[0]
+def _scored_on(by: str | None) -> str:
+    """Say which frames make one score."""
+    if by in ("recording", "subject"):
+        return f"Each score is over the frames of one {by} of the {PARTITION} partition."
+    whole = f"over the frames of all {PARTITION} recordings together"
+    if by == "coverage":
+        return f"Scored {whole}, by the share of the {SPAN} frames up to each frame that show the face."
+    return f"Scored {whole}, by whether the frame shows the face." if by else f"Scored {whole}."
 
 
 def data_notes(rows: Sequence[Row], folder: Path, num_incomplete: int) -> list[str]:
@@ -94,7 +95,8 @@ def data_notes(rows: Sequence[Row], folder: Path, num_incomplete: int) -> list[s
         notes.append("Runs of several folds count as one: each subject is predicted by the head that did not see it.")
     if num_incomplete:
         notes.append(
-            f"{count(num_incomplete, 'run')} {'is' if num_incomplete == 1 else 'are'} incomplete and left out."
+            f"{count(num_incomplete, 'run')} {'is' if num_incomplete == 1 else 'are'} incomplete, or without the "
+            "runs of the other folds, and left out."
         )
     return notes
 
@@ -121,16 +123,27 @@ def statistics_notes(
     if rival is not None:
         apart = [row.label for row in rows if row is not rival and not set(row.seeds) & set(rival.seeds)]
         notes += [f"{label} and {rival.label} have no seed in common, and are not compared." for label in apart]
+    return [*notes, *_caution_notes(rows, unit)]
+
+
+def _caution_notes(rows: Sequence[Row], unit: str) -> list[str]:
+    """Say what is too few, of the row and the target that have least; name the target where others have more."""
     num_seeds = min(len(row.runs) for row in rows)
-    return [*notes, *cautions(num_groups=num_groups(rows[0], unit), num_seeds=num_seeds, unit=unit)]
+    least = {target: min(num_groups(row, unit, target) for row in rows) for target in rows[0].record.targets}
+    said = list(cautions(num_groups=max(least.values()), num_seeds=num_seeds, unit=unit))
+    for target, number in least.items():
+        of_target = cautions(num_groups=number, num_seeds=num_seeds, unit=unit)
+        said += [f"{target}: {sentence}" for sentence in of_target if sentence not in said]
+    return said
 
 
 def _exchanged(row: Row, unit: str) -> str:
     """Say what a test exchanges: recordings, or all recordings of a subject together."""
-    num_recordings, number = len(row.runs[0].recordings), num_groups(row, unit)
-    if num_recordings == number:
-        return count(num_recordings, "recording")
-    return f"{count(number, 'subject')} ({count(num_recordings, 'recording')}; those of a subject together)"
+    numbers = {unit: max(num_groups(row, unit, target) for target in row.record.targets) for unit in RESAMPLED[:2]}
+    recordings = count(numbers["recordings"], "recording")
+    if unit == "recordings" or numbers["subjects"] == numbers["recordings"]:
+        return recordings
+    return f"{count(numbers['subjects'], 'subject')} ({recordings}; those of a subject together)"
 
 
 def paper_notes(targets: Sequence[str]) -> list[str]:
@@ -148,17 +161,19 @@ def paper_notes(targets: Sequence[str]) -> list[str]:
 def undefined_notes(rows: Sequence[Row], metrics: Sequence[str]) -> list[str]:
     """Say which scores are undefined, and of what that may come."""
     return [
-        f"{registry.load('metric', metric).label} {target} is undefined for {row.label}: no frame is rated, prediction "
-        "and rating are one constant, or a training diverged."
+        f"{registry.load('metric', metric).label} {target} is undefined for {row.label}: no frame is rated, "
+        "predictions or ratings are constant, or a training diverged."
         for row in rows
         for metric in metrics
         for target in row.record.targets
-        if np.isnan(row.values(metric, target)).any() and (metric != "sagr" or spans_zero(row, target))
+        if np.isnan(row.values(metric, target)).any() and (metric != "sagr" or row.has_signs(target))
     ]
 
 
 def baseline_notes(rows: Sequence[Row]) -> list[str]:
     """Say so where the proposed head does not beat the best row of the plain concatenation."""
+    if not are_paired([item for row in rows for item in row.runs]):
+        return []
     baseline = [(row.overall_ccc, row.label) for row in rows if row.head == BASELINE and not np.isnan(row.overall_ccc)]
     if not baseline:
         return []
@@ -171,13 +186,14 @@ def baseline_notes(rows: Sequence[Row]) -> list[str]:
 
 
 def reliability_notes(rows: Sequence[Row]) -> list[str]:
-    """Say whether weighing modalities by their reliability is better than the proposed head, on the same seeds."""
+    """Say whether weighing modalities by their reliability is better than the proposed head, over the same seeds."""
     notes = []
     for row in rows:
         rival = _rival(row, rows) if row.head == RELIABILITY else None
         if rival is None:
             continue
-        common = sorted(row.mean_ccc.keys() & rival.mean_ccc.keys())
+        runs, rivals = ({item.record.seed: item for item in each.runs} for each in (row, rival))
+        common = [seed for seed in sorted(runs.keys() & rivals.keys()) if are_paired([runs[seed], rivals[seed]])]
         difference_S = np.array([row.mean_ccc[seed] - rival.mean_ccc[seed] for seed in common])
         notes.append(f"{row.label} against {rival.label}: {_verdict(difference_S)}")
     return notes
@@ -204,10 +220,13 @@ def _verdict(difference_S: npt.NDArray[np.float64]) -> str:
     standard_error = sd / math.sqrt(len(difference_S))
     if mean <= 2 * standard_error:
         return (
-            f"{found}, not above twice its standard error ({2 * standard_error:.3f}); it is not better, and therefore "
-            "not recommended."
+            f"{found}, not above twice its standard error ({2 * standard_error:.3f}); over seeds it is not better, and "
+            "therefore not recommended."
         )
-    return f"{found}, above twice its standard error ({2 * standard_error:.3f}); it is better by {mean:.3f}."
+    return (
+        f"{found}, above twice its standard error ({2 * standard_error:.3f}); over seeds, on these recordings, it is "
+        f"better by {mean:.3f}."
+    )
 
 
 def count(number: int, noun: str) -> str:

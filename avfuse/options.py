@@ -339,7 +339,7 @@ class ReportOptions:
         ("strict",), f"How frames are scored, for every target or as TARGET=PROTOCOL: {', '.join(SCORING)}."
     )
     smoothing: tuple[str, ...] = knob(
-        ("1",), "Seconds of the moving mean of the smoothed protocol, of every target or as TARGET=SECONDS."
+        (), "Seconds of the moving mean of the smoothed protocol, of every target or as TARGET=SECONDS.  [default: 1]"
     )
     against: str | None = knob(
         None, "Head that the other rows are tested against.  [default: concat, else the first row]"

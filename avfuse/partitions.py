@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 from sklearn.model_selection import GroupKFold, GroupShuffleSplit
 
 from avfuse.schema import PARTITIONS, Recording, RecordingError, UsageError
@@ -50,7 +53,9 @@ class Leak:
         return f"{what} is in {places}; leave it in one partition"
 
 
-def split_by_subject(subjects: Sequence[str], validation: float, test: float, seed: int) -> list[str]:
+def split_by_subject(
+    subjects: Sequence[str], validation: float, test: float, seed: int, remedy: str = "add subjects"
+) -> list[str]:
     """Draw partitions that share no subject, and return the partition of each item.
 
     Shares count subjects, not items, and are rounded to whole subjects; each partition with a share has at least one.
@@ -65,6 +70,8 @@ def split_by_subject(subjects: Sequence[str], validation: float, test: float, se
         Share of the subjects held out, from 0 up to, in sum, below 1; the others are trained on.
     seed : int
         Of the draw.
+    remedy : str
+        What to do where the subjects are too few, for the message.
 
     Raises
     ------
@@ -79,7 +86,7 @@ def split_by_subject(subjects: Sequence[str], validation: float, test: float, se
     if len(names) < num_wanted:
         raise UsageError(
             f"{num_wanted} partitions need as many subjects, and there is no more than {_list(names)} "
-            f"(validation={validation:g}, test={test:g}); add subjects, or set a share to 0"
+            f"(validation={validation:g}, test={test:g}); {remedy}, or set a share to 0"
         )
     num_test = _num_held_out(test, len(names), num_others=num_wanted - 1)
     num_validation = _num_held_out(validation, len(names), num_others=1 + num_test)
@@ -91,22 +98,38 @@ def split_by_subject(subjects: Sequence[str], validation: float, test: float, se
     return [partition_of[subject] for subject in subjects]
 
 
-def fold_by_subject(subjects: Sequence[str], num_folds: int) -> list[int]:
-    """Spread items over folds of about equal size that share no subject, and return the fold of each item, from 0.
+def fold_by_subject(subjects: Sequence[str], num_folds: int, files: Sequence[str] | None = None) -> list[int]:
+    """Spread items over folds of about equal size that share no subject and no file; return each item's fold, from 0.
 
-    The folds depend on how many items each subject has, not on the order of the items. Which of two subjects with
-    equally many items goes where may differ between processors, as numpy's sort does.
+    Items that share a subject or a file, directly or through others, make up a group, which stays in one fold. The
+    folds depend on how many items each group has, not on the order of the items. Which of two groups with equally many
+    items goes where may differ between processors, as numpy's sort does.
+
+    Parameters
+    ----------
+    subjects : sequence of str
+        The subject of each item.
+    num_folds : int
+    files : sequence of str or None
+        What tells the file of each item, as the digest of its content does.
 
     Raises
     ------
     UsageError
-        If there are fewer than two folds, or fewer subjects than folds.
+        If there are fewer than two folds, or fewer groups than folds.
     """
-    num_subjects = len(set(subjects))
-    if not 2 <= num_folds <= num_subjects:
-        raise UsageError(f"{num_folds} folds of {num_subjects} subjects: give from 2 to as many folds as subjects")
+    groups = list(subjects) if files is None else _joined_groups(subjects, files)
+    num_subjects, num_groups = len(set(subjects)), len(set(groups))
+    if not 2 <= num_folds <= num_groups:
+        given = f"{num_folds} folds of {num_subjects} subjects"
+        if num_groups == num_subjects:
+            raise UsageError(f"{given}: give from 2 to as many folds as subjects")
+        raise UsageError(
+            f"{given}, of whom those that share a file stay together, in {num_groups} groups: "
+            "give from 2 to as many folds as groups"
+        )
     fold_of_item = [0] * len(subjects)
-    for fold, (_, held_out) in enumerate(GroupKFold(num_folds).split(subjects, groups=subjects)):
+    for fold, (_, held_out) in enumerate(GroupKFold(num_folds).split(subjects, groups=groups)):
         for item in held_out:
             fold_of_item[item] = fold
     return fold_of_item
@@ -155,6 +178,19 @@ def _draw(names: list[str], num_drawn: int, seed: int) -> tuple[list[str], list[
     splitter = GroupShuffleSplit(1, test_size=num_drawn, random_state=seed)
     left, drawn = next(splitter.split(names, groups=names))
     return [names[i] for i in sorted(left)], [names[i] for i in sorted(drawn)]
+
+
+def _joined_groups(subjects: Sequence[str], files: Sequence[str]) -> list[str]:
+    """Return for each item the first subject, by name, of those that are linked to its own by files in common."""
+    names, subject_of_item = np.unique(np.array(subjects, dtype=np.str_), return_inverse=True)
+    digests, file_of_item = np.unique(np.array(files, dtype=np.str_), return_inverse=True)
+    num_nodes = len(names) + len(digests)
+    is_linked = np.ones(len(subjects), np.int8)
+    links = coo_array((is_linked, (subject_of_item, len(names) + file_of_item)), shape=(num_nodes, num_nodes))
+    _, group_of_node = connected_components(links, directed=False)
+    group_of_name = group_of_node[: len(names)]
+    _, first, name_group = np.unique(group_of_name, return_index=True, return_inverse=True)
+    return [str(names[first[name_group[subject]]]) for subject in subject_of_item]
 
 
 def _grouped(keyed: Iterable[tuple[_Key, Recording]]) -> dict[_Key, list[Recording]]:

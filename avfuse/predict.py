@@ -8,7 +8,7 @@ from __future__ import annotations
 import csv
 import io
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from avfuse.device import choose_device
 from avfuse.options import PredictOptions, cache_home
 from avfuse.protocols import seconds_by_target, smooth
 from avfuse.schema import Batch, Predictions, Range, UsageError
-from avfuse.submission import read_template, write_submission
+from avfuse.submission import Template, check_submission, read_template, write_submission
 
 log = logging.getLogger(__name__)
 
@@ -56,40 +56,57 @@ def predict(
         If nothing is to be written, a run is incomplete or was trained on other features or targets, the cache holds no
         recording of the partition, or template or folder cannot be used.
     """
-    if options.csv is None and options.submission is None:
-        raise UsageError("nothing to write; give --csv FILE, --submission DIR, or both")
-    if options.template is not None and options.submission is None:
-        raise UsageError("--template lists the rows of a submission; give --submission DIR with it")
-    template = None if options.template is None else read_template(options.template)
+    template = _check_options(options)
     cache = FeatureCache.find(cache_home(options.cache))
     places = runs.find_runs(options.runs)
-    records = [_check_run(place, cache) for place in places]
-    windows_s = seconds_by_target(options.smoothing, records[0].targets)
+    records = [_check_run(place, cache, options.partition) for place in places]
+    targets = records[0].targets
+    if any(record.targets != targets for record in records):
+        raise UsageError(f"the runs predict different targets: {_listed(record.targets for record in records)}")
+    windows_s = seconds_by_target(options.smoothing, targets, default_s=0.0)
+    if options.submission is not None:
+        names = [item.name for item in cache.recordings(options.partition)]
+        check_submission(options.submission, targets, names, template)
     device = choose_device(options.device)
     traces = []
     for done, (place, record) in enumerate(zip(places, records, strict=True), start=1):
         traces.append(_predict(place, record, cache, options, device))
         on_progress(done, len(places))
-    ranges = cache.spec.ranges or (None,) * len(records[0].targets)
-    predictions = [
-        _finish(items, ranges, [windows_s.get(target, 0.0) for target in records[0].targets])
-        for items in zip(*traces, strict=True)
-    ]
+    ranges = cache.spec.ranges or (None,) * len(targets)
+    predictions = [_finish(items, ranges, list(windows_s.values())) for items in zip(*traces, strict=True)]
+    num_submission_rows = num_csv_rows = 0
+    if options.submission is not None:
+        num_submission_rows = write_submission(options.submission, predictions, template)
+    if options.csv is not None:
+        num_csv_rows = _write_csv(options.csv, predictions)
     return PredictSummary(
         num_runs=len(places),
         partition=options.partition,
-        targets=records[0].targets,
+        targets=targets,
         num_recordings=len(predictions),
         num_frames=sum(len(item.time_s) for item in predictions),
-        num_csv_rows=0 if options.csv is None else _write_csv(options.csv, predictions),
-        num_submission_rows=0
-        if options.submission is None
-        else write_submission(options.submission, predictions, template),
+        num_csv_rows=num_csv_rows,
+        num_submission_rows=num_submission_rows,
     )
 
 
-def _check_run(place: Path, cache: FeatureCache) -> runs.RunRecord:
-    """Return the record of a run that can predict from this cache."""
+def _check_options(options: PredictOptions) -> Template:
+    """Refuse what cannot be written; return the organisers' rows, none if they are not given."""
+    if options.csv is None and options.submission is None:
+        raise UsageError("nothing to write; give --csv FILE, --submission DIR, or both")
+    if options.template is not None and options.submission is None:
+        raise UsageError("--template lists the rows of a submission; give --submission DIR with it")
+    if options.csv is not None and not options.csv.parent.is_dir():
+        raise UsageError(f"--csv {options.csv}: the folder {options.csv.parent} does not exist")
+    return Template() if options.template is None else read_template(options.template)
+
+
+def _listed(targets: Iterable[tuple[str, ...]]) -> str:
+    return "; ".join(dict.fromkeys(", ".join(names) for names in targets))
+
+
+def _check_run(place: Path, cache: FeatureCache, partition: str) -> runs.RunRecord:
+    """Return the record of a run that can predict this partition of this cache."""
     record = runs.read_run(place)
     if not record.complete:
         raise UsageError(f"{place} is incomplete; finish it with: avfuse fuse-train")
@@ -102,6 +119,11 @@ def _check_run(place: Path, cache: FeatureCache) -> runs.RunRecord:
             f"{place} was trained on features {record.fingerprint}, {cache.path} holds others; extract the recordings "
             "with the settings of its training, into the same store"
         )
+    if record.options.get("fold") and partition != "test":
+        raise UsageError(
+            f"{place} held out fold {record.options['fold']} and was trained on others of the {partition} partition; "
+            "its predictions of what it held out are in the run itself"
+        )
     return record
 
 
@@ -111,7 +133,9 @@ def _predict(
     """Predict the partition with one run, on windows as in its validation."""
     head = load_head(place).to(device)
     spacing, overlap = int(record.options["spacing"]), int(record.options.get("overlap", 0))
-    partition = WindowedPartition(cache, options.partition, head.num_clips, spacing, overlap=overlap)
+    partition = WindowedPartition(
+        cache, options.partition, head.num_clips, spacing, overlap=overlap, targets=record.targets
+    )
 
     def trace(batch: Batch) -> torch.Tensor:
         inputs = (batch.audio_BTA, batch.video_BTCHW, batch.mask_BT, batch.face_BT)

@@ -13,10 +13,12 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from avfuse.schema import Predictions, UsageError
+from avfuse.schema import Predictions, Range, UsageError
 
 SPAN = 32  # frames that a clip spans
+SMOOTHING_S = 1.0  # unless another window is given
 RELEASED_WINDOWS = {"valence": 20, "arousal": 50}  # frames
+RELEASED_RANGE = (-1.0, 1.0)
 COVERAGE_BANDS = ("no face", "face in up to half", "face in over half", "face throughout")
 WITH_FACE, WITHOUT_FACE = "frames with a face", "frames without a face"
 _CLOCK_ROUNDING_S = 1e-6
@@ -28,17 +30,18 @@ Trace = npt.NDArray[np.float64]
 class Evaluation:
     """How the targets are scored: the protocol of each, and the window of the smoothed ones in seconds.
 
-    A target that is not named is scored strictly.
+    A target that is not named is scored strictly. `ranges` are the declared ones.
 
     Raises
     ------
     UsageError
-        If a protocol is not known, the released one is asked for a target that the release does not rate, or a window
-        is negative.
+        If a protocol is not known, the released one is asked for a target that the release does not rate, or rates
+        between other values, or a window is negative.
     """
 
     protocols: Mapping[str, str] = field(default_factory=dict)
     smoothing_s: Mapping[str, float] = field(default_factory=dict)
+    ranges: Mapping[str, Range] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for target, protocol in self.protocols.items():
@@ -47,6 +50,12 @@ class Evaluation:
             if protocol == "released" and target not in RELEASED_WINDOWS:
                 raise UsageError(
                     f"the released protocol rates {' and '.join(RELEASED_WINDOWS)}, not {target}; "
+                    f"score it by another: {target}=strict"
+                )
+            if protocol == "released" and self.ranges.get(target, RELEASED_RANGE) != RELEASED_RANGE:
+                low, high = self.ranges[target]
+                raise UsageError(
+                    f"the released protocol rates {target} from -1 to 1, not from {low:g} to {high:g}; "
                     f"score it by another: {target}=strict"
                 )
         for target, window_s in self.smoothing_s.items():
@@ -161,10 +170,14 @@ def by_target(items: Collection[str], targets: Collection[str], what: str) -> di
     return values
 
 
-def seconds_by_target(items: Collection[str], targets: Collection[str]) -> dict[str, float]:
-    """Read windows of smoothing, in seconds: ("1", "valence=0.7"); raises like `by_target`, or at what is no number."""
+def seconds_by_target(items: Collection[str], targets: Collection[str], default_s: float) -> dict[str, float]:
+    """Read windows of smoothing, in seconds, as ("1", "valence=0.7"); a target that is not given has the default.
+
+    Raises like `by_target`, or at what is no number.
+    """
     try:
-        return {target: float(value) for target, value in by_target(items, targets, "smoothing").items()}
+        given_s = {target: float(value) for target, value in by_target(items, targets, "smoothing").items()}
+        return {target: given_s.get(target, default_s) for target in targets}
     except ValueError as error:
         if isinstance(error, UsageError):
             raise

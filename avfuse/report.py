@@ -16,11 +16,12 @@ import numpy.typing as npt
 
 from avfuse import notes, registry
 from avfuse.comparison import Comparison, choose_rival, compare
-from avfuse.notes import BASELINE, moments, paper_targets, spans_zero
+from avfuse.notes import BASELINE, moments, paper_targets
 from avfuse.options import ReportOptions
 from avfuse.paper import paper_ccc
 from avfuse.schema import ReportTable
 from avfuse.scores import Row, score
+from avfuse.statistics import check_unit
 
 log = logging.getLogger(__name__)
 
@@ -44,10 +45,11 @@ def report(options: ReportOptions) -> ReportTable:
     rows, num_incomplete = score(options.runs, options.protocol, options.smoothing, options.by)
     log.info("%d complete runs in %d rows", sum(len(row.runs) for row in rows), len(rows))
     folder = _common_folder([place for row in rows for item in row.runs for place in item.places])
-    said = [*notes.scoring_notes(rows, options.metric), *notes.data_notes(rows, folder, num_incomplete)]
+    said = [*notes.scoring_notes(rows, options.metric, options.by), *notes.data_notes(rows, folder, num_incomplete)]
+    record, rival = rows[0].record, choose_rival(rows, options.against, BASELINE)
+    check_unit(options.resample)
     if options.by is not None:
         return _breakdown(rows, options, said)
-    record, rival = rows[0].record, choose_rival(rows, options.against, BASELINE)
     compared = compare(rows, rival, options.metric, options.resample, options.seed)
     said += notes.statistics_notes(rows, rival, options.resample, compared)
     said += notes.undefined_notes(rows, options.metric)
@@ -95,7 +97,7 @@ def _cells(row: Row, place: int, options: ReportOptions, compared: Comparisons, 
     cells = [_name(row)]
     for target in targets:
         for metric in options.metric:
-            cell = _score_cell(row, metric, target, compared[place, metric, target])
+            cell = _score_cell(row, metric, target, compared.get((place, metric, target)))
             cells.append(cell if len(options.metric) == 1 else cell.replace(" ±", "\n±").replace(", ", ",\n"))
             if metric == "ccc" and target in paper_targets(targets):
                 cells.append(_paper_cell(row, target))
@@ -107,12 +109,12 @@ def _name(row: Row) -> str:
     return "\n".join(filter(None, (row.head, row.options.replace(", ", ",\n"))))
 
 
-def _score_cell(row: Row, metric: str, target: str, comparison: Comparison) -> str:
+def _score_cell(row: Row, metric: str, target: str, comparison: Comparison | None) -> str:
     """Return mean and deviation over seeds, the interval below, and how the row stands to the rival's."""
     lines = [_part_cell(row, metric, target)]
-    interval = comparison.interval
-    if lines == [NOTHING]:
+    if lines == [NOTHING] or comparison is None:
         return NOTHING
+    interval = comparison.interval
     if not np.isnan(interval.low):
         lines.append(f"[{interval.low:.3f}, {interval.high:.3f}]")
     if not np.isnan(comparison.p_holm):
@@ -173,6 +175,13 @@ def _record(row: Row, place: int, target: str, rival: Row | None, compared: Comp
         "paper_dataset": None if figure is None else figure.dataset,
         "paper_method": None if figure is None else figure.method,
         "difference": None if figure is None else float(row.values("ccc", target).mean()) - figure.ccc,
+        **_origin(row),
+    }
+
+
+def _origin(row: Row) -> dict[str, Any]:
+    """Say what a row was computed from."""
+    return {
         "dataset": row.record.dataset,
         "fingerprint": row.record.fingerprint,
         "revisions": row.revisions,
@@ -223,8 +232,10 @@ def _breakdown(rows: Sequence[Row], options: ReportOptions, said: Sequence[str])
                 options.by: name,
                 "target": target,
                 "frames": part.num_scored(target),
+                "protocol": row.evaluation.describe(target),
                 "seeds": len(row.runs),
                 **_all_metrics(part, target),
+                **_origin(row),
             }
             for row, name, part in parts
             for target in targets
@@ -234,7 +245,7 @@ def _breakdown(rows: Sequence[Row], options: ReportOptions, said: Sequence[str])
 
 
 def _part_cell(row: Row, metric: str, target: str) -> str:
-    return NOTHING if metric == "sagr" and not spans_zero(row, target) else _mean_and_sd(row.values(metric, target))
+    return NOTHING if metric == "sagr" and not row.has_signs(target) else _mean_and_sd(row.values(metric, target))
 
 
 def _all_metrics(row: Row, target: str) -> dict[str, float | None]:

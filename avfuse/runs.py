@@ -86,6 +86,11 @@ class RunRecord:
     format_version: int = FORMAT_VERSION
 
     @property
+    def declared_ranges(self) -> dict[str, Range]:
+        """The range of each target of which the corpus declares one."""
+        return {target: known for target, known in zip(self.targets, self.ranges, strict=False) if known is not None}
+
+    @property
     def identity(self) -> dict[str, Any]:
         """What two runs must share to be the same training."""
         return {

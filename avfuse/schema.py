@@ -30,6 +30,7 @@ MAX_EXCESS_S = 60.0  # of intervals beyond the end of a video that is shorter
 MAX_ROW_DIFFERENCE, MAX_ROW_DIFFERENCE_SHARE = 5, 0.02  # annotation rows that may be missing or left over
 MAX_LINES_NAMED = 10  # in one message
 _CLOCK_ROUNDING_S = 1e-6  # a frame's time is a product of a time stamp and its unit
+_STAMP_ROUNDING_S = 1e-3  # time stamps of ratings, and of some containers, are rounded to milliseconds
 
 FAILURE_REASONS = {
     "missing_file": "the media file is not where the corpus says it is",
@@ -159,6 +160,8 @@ class Annotation:
     is_stepped : bool
         Whether, with times, a row's ratings hold until the next row, and the last row's to the end; otherwise ratings
         are interpolated between rows.
+    num_rows : int or None
+        Rows in the file, where its reader spread them over frames or made steps of them; None for one per value.
     """
 
     targets: tuple[str, ...]
@@ -166,6 +169,7 @@ class Annotation:
     time_s: npt.NDArray[np.float64] | None = None
     is_dense: bool = True
     is_stepped: bool = False
+    num_rows: int | None = None
 
     def __post_init__(self) -> None:
         if self.values_FE.ndim != 2 or self.values_FE.shape[1] != len(self.targets):
@@ -178,25 +182,20 @@ class Annotation:
 
         Without times row i rates frame i: rows beyond the last frame are dropped, frames beyond the last row unrated.
         With times the ratings are interpolated linearly between rows; a frame before the first row, after the last, or
-        between two rows of which one is unrated is unrated. A frame at the time of a row has that row's rating. With
-        times and steps each frame has, exactly, the rating of the last row at or before it.
+        between two rows of which one is unrated is unrated. A frame at the time of a row, give or take a millisecond,
+        then has that row's rating. With times and steps each frame has, exactly, the rating of the last row at or
+        before it.
 
         Raises
         ------
         RecordingError
             With reason ``annotation_mismatch``, when rows and frames differ by more than 5 and by more than 2 %, or
-            the last step begins later after the last frame than a minute and than the video is long.
+            the last time is later after the last frame than a minute and than the video is long.
         """
-        num_rows, num_frames = len(self.values_FE), len(frame_time_s)
-        if self.time_s is not None and self.is_stepped:
-            self._check_end(frame_time_s)
-            row_F = np.searchsorted(self.time_s, frame_time_s + _CLOCK_ROUNDING_S, side="right") - 1
-            return np.where(row_F[:, None] < 0, np.nan, self.values_FE[row_F]).astype(np.float32)
         if self.time_s is not None:
-            columns = [
-                np.interp(frame_time_s, self.time_s, column, left=np.nan, right=np.nan) for column in self.values_FE.T
-            ]
-            return np.stack(columns, axis=1).astype(np.float32)
+            self._check_end(frame_time_s)
+            return (self._steps_at if self.is_stepped else self._interpolated_at)(frame_time_s).astype(np.float32)
+        num_rows, num_frames = len(self.values_FE), len(frame_time_s)
         difference = abs(num_rows - num_frames) if self.is_dense else max(0, num_rows - num_frames)
         if difference > max(MAX_ROW_DIFFERENCE, MAX_ROW_DIFFERENCE_SHARE * num_frames):
             raise RecordingError(
@@ -209,6 +208,25 @@ class Annotation:
         frame_target_FE[:shared] = self.values_FE[:shared]
         return frame_target_FE
 
+    def _steps_at(self, frame_time_s: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        row_F = self._row_at(frame_time_s, _CLOCK_ROUNDING_S)
+        return np.where(row_F[:, None] < 0, np.nan, self.values_FE[row_F])
+
+    def _interpolated_at(self, frame_time_s: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        assert self.time_s is not None
+        columns = [
+            np.interp(frame_time_s, self.time_s, column, left=np.nan, right=np.nan) for column in self.values_FE.T
+        ]
+        row_F = self._row_at(frame_time_s, _STAMP_ROUNDING_S)
+        is_at_row_F = (row_F >= 0) & (np.abs(frame_time_s - self.time_s[row_F]) <= _STAMP_ROUNDING_S)
+        values_FE = np.stack(columns, axis=1)
+        return np.where(np.isnan(values_FE) & is_at_row_F[:, None], self.values_FE[row_F], values_FE)
+
+    def _row_at(self, frame_time_s: npt.NDArray[np.float64], rounding_s: float) -> npt.NDArray[np.int64]:
+        """Return the index of the last row at or before each frame, (F,); -1 where there is none."""
+        assert self.time_s is not None
+        return np.searchsorted(self.time_s, frame_time_s + rounding_s, side="right") - 1
+
     def count(self, frame_time_s: npt.NDArray[np.float64]) -> RowCount:
         """Count how the rows meet frames of the given times, by the same rules as `at`.
 
@@ -217,22 +235,25 @@ class Annotation:
         could rate it; one whose row says "unrated" has a row, and where not every frame is meant to have one, none
         lacks it.
         """
-        num_rows, num_frames = len(self.values_FE), len(frame_time_s)
+        num_values, num_frames = len(self.values_FE), len(frame_time_s)
+        num_rows = num_values if self.num_rows is None else self.num_rows
+        is_rated = np.asarray(~np.isnan(self.values_FE).all(axis=1))
         if self.time_s is None:
-            num_without = max(0, num_frames - num_rows) if self.is_dense else 0
-            return RowCount(num_rows, num_frames, max(0, num_rows - num_frames), num_without)
-        first_s, last_s = frame_time_s[0] - _CLOCK_ROUNDING_S, frame_time_s[-1] + _CLOCK_ROUNDING_S
-        is_outside = self.time_s > last_s
-        without_F = frame_time_s + _CLOCK_ROUNDING_S < self.time_s[0]
+            num_dropped = max(0, num_values - num_frames) if self.is_dense else int(is_rated[num_frames:].sum())
+            num_without = max(0, num_frames - num_values) if self.is_dense else 0
+            return RowCount(num_rows, num_frames, num_dropped, num_without)
+        rounding_s = _CLOCK_ROUNDING_S if self.is_stepped else _STAMP_ROUNDING_S
+        is_outside = self.time_s > frame_time_s[-1] + rounding_s
+        without_F = frame_time_s + rounding_s < self.time_s[0]
         if self.is_stepped:
-            is_outside &= ~np.isnan(self.values_FE).all(axis=1)
+            is_outside &= is_rated
         else:
-            is_outside |= self.time_s < first_s
-            without_F |= frame_time_s > self.time_s[-1] + _CLOCK_ROUNDING_S
+            is_outside |= self.time_s < frame_time_s[0] - rounding_s
+            without_F |= frame_time_s > self.time_s[-1] + rounding_s
         return RowCount(num_rows, num_frames, int(is_outside.sum()), int(without_F.sum()))
 
     def _check_end(self, frame_time_s: npt.NDArray[np.float64]) -> None:
-        """Refuse steps that reach far beyond the video, as times in milliseconds do."""
+        """Refuse times that reach far beyond the video, as times in milliseconds do."""
         assert self.time_s is not None
         length_s, excess_s = frame_time_s[-1] - frame_time_s[0], self.time_s[-1] - frame_time_s[-1]
         if excess_s > max(MAX_EXCESS_S, length_s):

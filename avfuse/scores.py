@@ -120,10 +120,15 @@ class Row:
         """Return how many frames each run was scored on."""
         return int(self.runs[0].sums[WHOLE][target].num.sum())
 
+    def has_signs(self, target: str) -> bool:
+        """Whether a target's ratings have signs to agree on; one without a declared range may have."""
+        low, high = self.record.declared_ranges.get(target, (-1.0, 1.0))
+        return low < 0 < high
+
     def divided(self, by: str) -> dict[str, "Row"]:
-        """Return the row once per recording or subject, or per part that it was scored by, with that part's frames."""
+        """Return the row once per recording or subject, or per part that it was scored by and for the whole."""
         if by not in ("recording", "subject"):
-            names = [part for part in self.runs[0].sums if part != WHOLE]
+            names = [*(part for part in self.runs[0].sums if part != WHOLE), WHOLE]
             runs = [[replace(item, sums={WHOLE: item.sums[name]}) for item in self.runs] for name in names]
         else:
             names = list(dict.fromkeys(self.runs[0].names(by)))
@@ -168,16 +173,25 @@ def score(
     if not complete:
         raise UsageError(f"none of {len(found)} runs is complete; finish one with: avfuse fuse-train")
     _check_comparable(complete)
-    targets = complete[0][1].targets
-    evaluation = Evaluation(
-        protocols.by_target(protocol, targets, "protocol"), protocols.seconds_by_target(smoothing, targets)
-    )
+    evaluation = _evaluation(complete[0][1], protocol, smoothing)
     groups = _grouped(complete)
     scored = [[_score(folds, evaluation, by) for folds in group] for group in groups if group]
     if not scored:
         raise UsageError(f"none of {len(found)} runs stands beside those of all other folds; train the missing folds")
     num_scored = sum(len(item.places) for group in scored for item in group)
     return _rows(sorted(scored, key=lambda group: _order(group, order)), evaluation), len(found) - num_scored
+
+
+def _evaluation(record: RunRecord, protocol: Sequence[str], smoothing: Sequence[str]) -> Evaluation:
+    """Read how each target of some runs is to be scored."""
+    chosen = protocols.by_target(protocol, record.targets, "protocol")
+    if smoothing and "smoothed" not in chosen.values():
+        raise UsageError(f"--smoothing {smoothing[0]} applies to the smoothed protocol; add --protocol smoothed")
+    return Evaluation(
+        protocols=chosen,
+        smoothing_s=protocols.seconds_by_target(smoothing, record.targets, protocols.SMOOTHING_S),
+        ranges=record.declared_ranges,
+    )
 
 
 def _check_comparable(runs: Sequence[tuple[Path, RunRecord]]) -> None:

@@ -13,7 +13,7 @@ their rows: a video of which they have a few more repeats its last row, one of w
 import csv
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 TARGETS = ("valence", "arousal")
 IMAGE_COLUMN = "image_location"
 VIDEO_FOLDER, IMAGE_FILE = "videos", "predictions.txt"
+_NUMBER = re.compile(r"\d")
 _IMAGE = re.compile(r"(?P<video>.+)/(?P<number>\d+)\.\w+")
 
 
@@ -74,21 +75,38 @@ def read_template(place: Path) -> Template:
     return Template(images=images)
 
 
-def write_submission(folder: Path, predictions: Sequence[Predictions], template: Template | None = None) -> int:
+def check_submission(folder: Path, targets: Sequence[str], names: Collection[str], template: Template) -> None:
+    """Refuse a submission that could not be written, before anything is predicted.
+
+    Raises
+    ------
+    UsageError
+        If the folder holds something, the targets are not valence and arousal, or a video of the template is not among
+        the named ones.
+    """
+    if tuple(targets) != TARGETS:
+        given = ", ".join(targets)
+        raise UsageError(f"an ABAW submission is of {', '.join(TARGETS)}; these predictions are of {given}: use --csv")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UsageError(f"{folder} is there already; give a folder that is new or empty")
+    missing = [video for video in template.videos if video not in names]
+    if missing:
+        raise UsageError(
+            f"{len(missing)} of {len(template.videos)} videos of the template are not predicted, such as {missing[0]}; "
+            "add them to the corpus's test list and extract them"
+        )
+
+
+def write_submission(folder: Path, predictions: Sequence[Predictions], template: Template) -> int:
     """Write both kinds of a submission to a folder that is new or empty; return the number of rows of the one file.
 
     Raises
     ------
     UsageError
-        If the folder holds something, the predictions are not of valence and arousal, a video of the template is not
-        predicted, or its rows and frames differ by more than annotations may (5, or 2 %).
+        As `check_submission`, or if the rows of the template and the frames of a video differ by more than those of an
+        annotation may (5, or 2 %).
     """
-    if predictions and predictions[0].targets != TARGETS:
-        names = ", ".join(predictions[0].targets)
-        raise UsageError(f"an ABAW submission is of {', '.join(TARGETS)}; these predictions are of {names}: use --csv")
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UsageError(f"{folder} is there already; give a folder that is new or empty")
-    template = template or Template()
+    check_submission(folder, predictions[0].targets, [item.recording for item in predictions], template)
     chosen = _choose(predictions, template)
     rows = {name: _rows(item, template.rows.get(name)) for name, item in chosen.items()}
     images = template.images or [
@@ -116,12 +134,6 @@ def _choose(predictions: Sequence[Predictions], template: Template) -> dict[str,
     """Return the predictions of the videos that the organisers list, in their order; of all where they list none."""
     found = {item.recording: item for item in predictions}
     videos = template.videos or list(found)
-    missing = [name for name in videos if name not in found]
-    if missing:
-        raise UsageError(
-            f"{len(missing)} of {len(videos)} videos of the template are not predicted, such as {missing[0]}; "
-            "add them to the corpus's test list and extract them"
-        )
     if len(found) > len(videos):
         log.warning("predicted but not in the template, left out: %d", len(found) - len(videos))
     return {name: found[name] for name in videos}
@@ -160,10 +172,9 @@ def _video_name(place: Path, file: Path) -> str:
 
 
 def _num_rows(file: Path) -> int:
-    """Return the number of rows below the header."""
+    """Return the number of rows below the header, which is a first line without a number."""
     lines = [line for line in _lines(file) if line.strip()]
-    has_header = bool(lines) and [name.strip() for name in lines[0].split(",")] == list(TARGETS)
-    return len(lines) - has_header
+    return len(lines) - (bool(lines) and not _NUMBER.search(lines[0]))
 
 
 def _lines(file: Path) -> list[str]:

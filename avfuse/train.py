@@ -236,9 +236,10 @@ def _load_data(options: TrainOptions, cache: FeatureCache) -> _Data:
         target_NE = np.concatenate(partition.target_NE)
         for target, values_N in zip(cache.spec.targets, target_NE.T, strict=True):
             if len(np.unique(values_N[~np.isnan(values_N)])) < 2:
+                place = f"fold {options.fold}, as the {name} partition," if options.fold else f"the {name} partition"
                 raise UsageError(
-                    f"the {name} partition of {cache.path} has no ratings of '{target}', or equal ones only; "
-                    "add recordings with annotations to that partition and extract them"
+                    f"{place} of {cache.path} has no ratings of '{target}', or equal ones only; add recordings with "
+                    "annotations to that partition and extract them" + (", or take fewer folds" if options.fold else "")
                 )
     if failures := cache.failures():
         log.warning("%d recordings could not be extracted and take no part, such as %s", len(failures), failures[0])

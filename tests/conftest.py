@@ -89,8 +89,12 @@ def remux(
     keep: Callable[[Any], bool] = lambda packet: True,
     shift_s: float = 0.0,
     options: dict[str, str] | None = None,
+    restamp: Callable[[int], int] = lambda ticks: ticks,
 ) -> Path:
-    """Copy the packets that are to be kept into another file, moved in time by `shift_s`; return its path."""
+    """Copy the packets that are to be kept into another file, moved in time by `shift_s`; return its path.
+
+    `restamp` may give the packets of the video, whose order is that of their frames then, other time stamps.
+    """
     with av.open(str(source)) as old, av.open(str(path), "w", options=options or {}) as new:
         streams = {stream.index: new.add_stream_from_template(stream) for stream in old.streams}
         for packet in old.demux():
@@ -98,6 +102,42 @@ def remux(
                 ticks = round(shift_s / packet.time_base)
                 packet.pts += ticks
                 packet.dts = None if packet.dts is None else packet.dts + ticks
+                if packet.stream.type == "video":
+                    packet.pts = restamp(packet.pts)
+                    packet.dts = None if packet.dts is None else min(packet.dts, packet.pts)
                 packet.stream = streams[packet.stream.index]
                 new.mux(packet)
     return path
+
+
+def write_changing_sound(path: Path, parts: Sequence[tuple[int, int]], frequency_hz: float = 440.0) -> Path:
+    """Write a transport stream whose sound, a tone of full length, changes its sample rate and channels midway.
+
+    `parts` are the rate and the number of channels of each part of two seconds; it begins, to the rounding of a time
+    stamp, where the sound of the last one ends.
+    """
+    end_s, content = 0.0, b""
+    for rate_hz, num_channels in parts:
+        tone_S = 0.5 * np.sin(2 * np.pi * frequency_hz * np.arange(2 * rate_hz) / rate_hz)
+        sound_CS = np.stack([tone_S] * num_channels).astype(np.float32)
+        made = path.with_name("part.ts")
+        write_video(made, np.arange(50) / 25, sound_CS=sound_CS, rate_hz=rate_hz, video_options={"bf": "0"})
+        with av.open(str(made)) as container:
+            start_s = next(container.decode(audio=0)).time
+        moved = remux(made, path.with_name("moved.ts"), shift_s=end_s - start_s)
+        with av.open(str(moved)) as container:
+            *_, last = container.decode(audio=0)
+        end_s, content = last.time + last.samples / last.sample_rate, content + moved.read_bytes()
+    path.write_bytes(content)
+    return path
+
+
+def repeat_stamps(source: Path, path: Path, places: Sequence[int]) -> Path:
+    """Copy a recording without B-frames, giving the frames at some places the time stamp of the frame before."""
+    seen: list[int] = []
+
+    def restamp(ticks: int) -> int:
+        seen.append(seen[-1] if len(seen) in places else ticks)
+        return seen[-1]
+
+    return remux(source, path, restamp=restamp)

@@ -5,13 +5,15 @@ import io
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+import threading
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pytest
-from conftest import flash, write_video
+from conftest import flash, remux, write_video
 
 from avfuse import audit as stage
 from avfuse import registry
@@ -165,7 +167,8 @@ def test_workers_change_nothing_and_progress_is_told(num_workers: int, faulty: P
     total = len(summary.recordings)
     assert [item.num_done for item in told] == list(range(1, total + 1))
     assert {item.num_recordings for item in told} == {total}
-    assert told[-1].num_problems == summary.num_problems - 1  # the leak belongs to no recording
+    assert told[-1].num_problems == summary.num_problems  # with the leak, which belongs to no recording
+    assert told[-2].num_problems < summary.num_problems
 
 
 def test_limits_are_options(faulty: Path) -> None:
@@ -209,12 +212,13 @@ def test_two_people_in_one_video(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setitem(registry.CORPORA, "pair", f"{__name__}:_Pair")
     write_video(tmp_path / "a.mp4", FRAME_S, sound_CS=noise(2.0), rate_hz=RATE_HZ)
     inspected = []
-    monkeypatch.setattr(stage, "inspect_media", lambda path: inspected.append(path) or inspect_media(path))
+    monkeypatch.setattr(stage, "inspect_media", lambda path, _: inspected.append(path) or inspect_media(path))
     summary = audit(AuditOptions(tmp_path, corpus="pair"))
     assert inspected == [tmp_path / "a.mp4"]
     left, right = summary.recordings
     assert left.picture == right.picture
     assert [(item.recording, item.code) for item in summary.findings] == [
+        ("a_left", "missing_crops"),
         ("a_left", "out_of_range"),
         ("a_right", "missing_crops"),
         ("a_right", "unexpected"),
@@ -222,11 +226,135 @@ def test_two_people_in_one_video(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert summary.findings[-1].message == "ZeroDivisionError: a bug in the corpus"
 
 
+def test_a_training_recording_without_annotation_is_a_problem(tmp_path: Path) -> None:
+    for name in ("train/s1/a", "validation/s2/b", "test/s3/c"):
+        path = tmp_path / f"{name}.mp4"
+        path.parent.mkdir(parents=True)
+        write_video(path, FRAME_S, flash(len(name)), noise(2.0, len(name)), rate_hz=RATE_HZ)
+    (tmp_path / "validation" / "s2" / "b.csv").write_text("valence\n" + "0.1\n" * 50)
+    summary = audit(AuditOptions(tmp_path, corpus="folder"))
+    assert [(item.recording, item.code, item.message) for item in summary.findings] == [
+        ("train/s1/a", "unrated", "a train recording without annotation")
+    ]
+
+
+def test_aligned_images_are_looked_into(tmp_path: Path) -> None:
+    tree = Tree(tmp_path / "root")
+    numbers = {
+        "all": range(1, 51),
+        "few": range(1, 31),
+        "from_0": range(50),
+        "more": range(1, 53),
+        "none": (),
+        "other": range(1, 90),
+    }
+    for name in (*numbers, "nowhere"):
+        tree.video(f"{name}.mp4")
+        tree.trace(name)
+    for name, own in numbers.items():
+        folder = tree.root / "cropped_aligned" / name
+        folder.mkdir(parents=True)
+        for number in own:
+            (folder / f"{number:05d}.jpg").touch()
+    summary = audit(AuditOptions(tree.root))
+    assert by_recording(summary, PROBLEM) == {}
+    assert by_recording(summary, REMARK) == {
+        "few": ["crops_differ"],
+        "from_0": ["missing_crops"],
+        "more": ["crops_differ"],
+        "none": ["missing_crops"],
+        "nowhere": ["missing_crops"],
+        "other": ["missing_crops"],
+    }
+    said = {item.recording: item.message for item in summary.findings}
+    assert said["few"].startswith("30 of 50 frames have an image, 0 images")
+    assert said["more"].startswith("50 of 50 frames have an image, 2 images")
+    assert "images are counted from 1" in said["from_0"]
+    assert said["other"] == "89 images for 50 frames: are they of this video?"
+
+
+def test_times_count_from_the_start_that_a_player_shows(tmp_path: Path) -> None:
+    folder = tmp_path / "root" / "train"
+    folder.mkdir(parents=True)
+    made = write_video(tmp_path / "made.ts", FRAME_S, sound_CS=noise(6.0)[:88_200], video_options={"bf": "0"})
+    remux(made, folder / "stream.ts", shift_s=1.4)
+    write_video(folder / "late.mp4", FRAME_S + 1.0, flash(3), noise(3.0), rate_hz=RATE_HZ)
+    (folder / "stream.csv").write_text("time,valence\n0,0.1\n2,0.2\n")
+    (folder / "late.csv").write_text("time,valence\n1,0.1\n2.96,0.2\n")
+    summary = audit(AuditOptions(folder.parent, corpus="folder"))
+    late, stream = summary.recordings
+    assert (late.zero_s, stream.zero_s) == (0.0, pytest.approx(1.4, abs=1e-4))
+    assert late.ratings is not None
+    assert stream.ratings is not None
+    assert late.ratings.rated_share == stream.ratings.rated_share == {"valence": 1.0}
+    codes = by_recording(summary, REMARK)
+    assert codes["train/late"] == ["start_offset", "length_differs", "starts_late"]
+    assert "starts_late" not in codes.get("train/stream", [])
+
+
+class _Interrupted(BaseException):
+    """As Ctrl-C is."""
+
+
+@pytest.mark.parametrize("num_workers", [1, 3])
+def test_an_interrupted_audit_does_not_wait_for_the_files_at_hand(
+    num_workers: int, faulty: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    is_long, ended = threading.Event(), []
+
+    def inspect(path: Path, on_packet: Callable[[], None]) -> object:
+        if path.name == "empty.mp4":
+            return inspect_media(path, on_packet)
+        is_long.set()
+        for _ in range(2000):  # a file that takes 20 s
+            on_packet()
+            time.sleep(0.01)
+        ended.append(path.name)
+        return inspect_media(path, on_packet)
+
+    def interrupt(progress: AuditProgress) -> None:
+        is_long.wait(20)
+        raise _Interrupted
+
+    monkeypatch.setattr(stage, "inspect_media", inspect)
+    corpus = registry.load("corpus", "aff_wild2")
+    recordings = corpus.recordings
+    monkeypatch.setattr(  # so that something is done, and told, while the next file is long
+        corpus, "recordings", lambda self: sorted(recordings(self), key=lambda item: item.name != "empty")
+    )
+    with pytest.raises(_Interrupted):
+        audit(AuditOptions(faulty, num_workers=num_workers), interrupt)
+    assert ended == []
+
+
+def test_an_interrupted_audit_does_not_wait_for_the_search_for_leaks(
+    faulty: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    is_begun, ended = threading.Event(), []
+
+    def find(recordings: Sequence[Recording], digest: Callable[[Path], str]) -> list[object]:
+        is_begun.set()
+        for _ in range(2000):  # files, which take 20 s
+            digest(faulty / "good.mp4")
+            time.sleep(0.01)
+        ended.append("leaks")
+        return []
+
+    def interrupt(progress: AuditProgress) -> None:
+        is_begun.wait(20)
+        raise _Interrupted
+
+    monkeypatch.setattr(stage, "find_leaks", find)
+    with pytest.raises(_Interrupted):
+        audit(AuditOptions(faulty, num_workers=2), interrupt)
+    assert ended == []
+
+
 def test_an_unexpected_error_costs_its_file_alone(faulty: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def inspect(path: Path) -> object:
+    def inspect(path: Path, on_packet: Callable[[], None]) -> object:
         if path.name == "good.mp4":
             raise ZeroDivisionError("a bug in the decoder")
-        return inspect_media(path)
+        return inspect_media(path, on_packet)
 
     monkeypatch.setattr(stage, "inspect_media", inspect)
     again = audit(AuditOptions(faulty))
@@ -279,7 +407,7 @@ def test_problems_give_4_and_are_listed(faulty: Path) -> None:
     assert "invalid.txt, line 6: expected a value in [-1, 1]" in out
     assert "corpus: leak: the content of " in out
     assert "remark: " not in out
-    assert "recordings, 11 problems" in err
+    assert "recordings, 12 problems" in err
     code, out, _ = run("-v", "audit", faulty)
     assert code == 4
     assert "remark: turned: rotated: " in out
@@ -304,7 +432,8 @@ def test_formats(faulty: Path, summary: AuditSummary, tmp_path: Path) -> None:
     assert float(rows["sound_late"]["offset_s"]) == pytest.approx(0.5, abs=0.001)
     assert rows["two_rows_more"]["ratings_num_dropped"] == "2"
     assert rows["two_rows_less"]["rated_share_valence"] == "0.96"
-    assert rows["gone"]["picture_num_frames"] == ""
+    assert rows["gone"]["picture_num_frames"] == rows["gone"]["zero_s"] == ""
+    assert rows["good"]["zero_s"] == "0.0"
     assert (rows["invalid"]["problems"], rows["invalid"]["codes"]) == ("3", "annotation_invalid")
     assert rows[""]["codes"] == "leak"
     for name, words in (("markdown", "problem: gone: missing"), ("latex", "variable\\_rate"), ("json", '"drift_s": ')):

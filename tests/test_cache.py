@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import zarr
+from toy import add_recording, toy_spec
 
 from avfuse import cache as cache_module
 from avfuse.cache import MAX_CHUNK_CLIPS, FeatureCache, RecordingWriter
@@ -289,3 +290,20 @@ def test_what_a_killed_writer_left_goes_when_the_store_is_opened_again(tmp_path:
     store = FeatureCache.create(tmp_path, spec(), {})
     assert list(aside.iterdir()) == []
     assert store.recordings() == []
+
+
+def test_another_partition_or_subject_costs_no_features(tmp_path: Path) -> None:
+    store = FeatureCache.create(tmp_path, toy_spec(), {})
+    arrays = add_recording(store, "a", "train", 20, seed=0)
+    (before,) = store.recordings()
+    moved = dataclasses.replace(before.source, partition="validation", subject="other")
+    assert not store.holds("a", moved)
+    assert store.relabel("a", moved)
+    (after,) = store.recordings("validation")
+    assert store.holds("a", moved)
+    assert (after.source, after.digest == before.digest) == (moved, False)
+    np.testing.assert_array_equal(after.array("audio"), arrays["audio"])
+    assert zarr.open_group(after.path, mode="r").attrs["source"]["subject"] == "other"
+    assert not store.relabel("a", dataclasses.replace(moved, sha256="1" * 64))
+    assert not store.relabel("b", moved)
+    assert store.holds("a", moved)

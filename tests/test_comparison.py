@@ -71,7 +71,7 @@ def test_recordings_of_a_subject_are_resampled_together(tmp_path: Path) -> None:
         compare([row], None, ("ccc",), unit, seed=0)[0, "ccc", "valence"].interval
         for unit in ("subjects", "recordings")
     )
-    assert (num_groups(row, "subjects"), num_groups(row, "recordings")) == (6, 7)
+    assert tuple(num_groups(row, unit, "valence") for unit in ("subjects", "recordings")) == (6, 7)
     for interval, groups in ((by_subject, merged), (by_recording, sums_SRK)):
         expected = bootstrap_interval(groups, of, seed=0, scale="correlation")
         assert (interval.low, interval.high) == pytest.approx((expected.low, expected.high), abs=1e-9)
@@ -180,3 +180,43 @@ def test_the_recordings_of_a_subject_are_exchanged_together(tmp_path: Path) -> N
     for unit, (first, second) in {"subjects": merged, "recordings": (own, other)}.items():
         expected = paired_permutation(second, first, of, seed=0)
         assert compare(rows, rows[0], ("ccc",), unit, 0)[1, "ccc", "valence"].p == pytest.approx(expected, abs=1e-12)
+
+
+def test_agreement_of_signs_is_not_tested_where_there_are_none(tmp_path: Path) -> None:
+    for head in ("concat", "audio_only"):
+        make_run(
+            tmp_path / head,
+            head,
+            targets=("fatigue",),
+            ranges=((0.0, 10.0),),
+            predictions=make_predictions(0.5, len(head), ("fatigue",), LENGTHS),
+        )
+    rows, _ = score([tmp_path])
+    found = compare(rows, rows[0], ("ccc", "sagr"), "subjects", 0)
+    assert {metric for _, metric, _ in found} == {"ccc"}
+    assert found[1, "ccc", "fatigue"].p_holm == found[1, "ccc", "fatigue"].p  # one test, not two
+
+
+def test_a_variant_of_the_baseline_is_not_taken_for_it(tmp_path: Path) -> None:
+    make_run(tmp_path / "variant", head_options={"joint_blstm": False})
+    make_run(tmp_path / "audio", "audio_only")
+    make_run(tmp_path / "plain")
+    rows, _ = score([tmp_path / "variant", tmp_path / "audio", tmp_path / "plain"])
+    assert choose_rival(rows, None, "concat").label == "concat"
+    assert choose_rival(rows, "concat", "x").label == "concat"
+    assert choose_rival(rows, "concat (joint_blstm=false)", "x").label == "concat (joint_blstm=false)"
+    assert choose_rival(rows[:2], "concat", "x").label == "concat (joint_blstm=false)"
+
+
+def test_gains_are_resampled_by_subject_and_by_the_seed_given(tmp_path: Path) -> None:
+    make_row(tmp_path, "concat", 0.5, subjects="aabcdef")
+    make_row(tmp_path, "audio_only", 0.6, subjects="aabcdef")
+    rows, _ = score([tmp_path])
+    pair = [[0, 1], [2], [3], [4], [5], [6]]
+    merged = [
+        np.stack([sums_of(row, "valence")[:, of_subject].sum(axis=1) for of_subject in pair], axis=1) for row in rows
+    ]
+    expected = bootstrap_difference(merged[1], merged[0], of, seed=5)
+    found = compare(rows, rows[0], ("ccc",), "subjects", seed=5)[1, "ccc", "valence"].gain_interval
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high), rel=1e-6)
+    assert found != compare(rows, rows[0], ("ccc",), "subjects", seed=6)[1, "ccc", "valence"].gain_interval

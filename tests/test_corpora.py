@@ -131,8 +131,8 @@ def first_fault(name: str, root: Path, trace: str | bytes) -> RecordingError:
     """Build the corpus with this trace as its first; the others must stay readable."""
     TREES[name](root, trace)
     # The folder's targets come from the first header by name: put a good one before the faulty one.
-    put(root, "a.mp4")
-    put(root, "a.csv", "valence,arousal\n0,0\n")
+    put(root, "train/a.mp4")
+    put(root, "train/a.csv", "valence,arousal\n0,0\n")
     corpus = registry.load("corpus", name)(root)
     recordings = {Path(recording.name).name: recording for recording in corpus.recordings()}
     assert corpus.annotation(recordings["second"]) is not None
@@ -238,7 +238,9 @@ def test_links_out_of_the_tree_and_hidden_files(name: str, tmp_path: Path, caplo
 def test_a_tree_holds_what_is_asked_for_and_enters_no_closed_folder(tmp_path: Path) -> None:
     for name in ("b/1.JPG", "b/2.txt", "a/closed/x/3.jpg", "jpg"):
         put(tmp_path, name)
-    tree = tree_of(tmp_path, (".jpg",), closed=("closed",))
+    put(tmp_path, "__MACOSX/b/1.JPG")
+    put(tmp_path, "b/__MACOSX/1.JPG")
+    tree = tree_of(tmp_path, (".jpg",), closed="clos*")
     assert tree.files == [tmp_path / "b/1.JPG"]
     assert tree.folders == [tmp_path / "a", tmp_path / "a/closed", tmp_path / "b"]
     assert tree_of(tmp_path, (".jpg",)).files == [tmp_path / "a/closed/x/3.jpg", tmp_path / "b/1.JPG"]
@@ -410,15 +412,36 @@ def test_aff_wild2_tolerates_another_case_of_the_partition_folders(tmp_path: Pat
 def test_aff_wild2_two_people_in_one_video(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     aff_wild2_tree(tmp_path)
     one_row = "valence,arousal\n0,0\n"
-    for name in ("pair", "pair_left", "pair_right", "own_left", "own_right", "up_left", "lost_left"):
+    for name in (
+        "pair",
+        "pair_left",
+        "pair_right",
+        "own_left",
+        "own_right",
+        "up_left",
+        "lost_left",
+        "one",
+        "one_right",
+    ):
         put(tmp_path, f"{CHALLENGE}/Train_Set/{name}.txt", one_row)
     put(tmp_path, TEST_LIST, "third\nlisted_right\nhands_left_right\n")
-    names = ("pair", "own", "own_left", "own_right", "up_left", "listed", "hands_left")
+    put(tmp_path, f"{CHALLENGE}/Validation_Set/two.txt", one_row)
+    put(tmp_path, f"{CHALLENGE}/Validation_Set/two_left.txt", one_row)
+    put(tmp_path, f"{CHALLENGE}/Train_Set/up.txt", one_row)  # up_left has a file of its own
+    names = ("pair", "own", "own_left", "own_right", "up", "up_left", "listed", "hands_left", "one", "two")
     for name in names:
         put(tmp_path, f"batch1/{name}.mp4")
     with caplog.at_level(logging.WARNING):
         recordings = {recording.name: recording for recording in AffWild2Corpus(tmp_path).recordings()}
-    assert {name: (r.path.name, r.face_side) for name, r in recordings.items() if "_" in name or name == "pair"} == {
+    assert {name: (r.path.name, r.face_side) for name, r in recordings.items()} == {
+        "first": ("first.mp4", None),
+        "second": ("second.avi", None),
+        "third": ("third.MP4", None),
+        "one": ("one.mp4", "left"),
+        "one_right": ("one.mp4", "right"),
+        "two": ("two.mp4", "right"),
+        "two_left": ("two.mp4", "left"),
+        "up": ("up.mp4", None),
         "pair": ("pair.mp4", None),
         "pair_left": ("pair.mp4", "left"),
         "pair_right": ("pair.mp4", "right"),
@@ -448,13 +471,22 @@ def test_aff_wild2_aligned_images(tmp_path: Path) -> None:
     put(tmp_path, "images/cropped_aligned/first/second.mp4")  # no video of the corpus
     put(tmp_path, "more/cropped_aligned/pair_left/00002.jpg")
     put(tmp_path, "more/cropped_aligned/third")  # a file
+    put(tmp_path, "cropped_aligned_new_50_vids/cropped_aligned/second/00001.jpg")  # unpacked twice
+    put(tmp_path, "cropped_aligned_new_50_vids/pair_right/second.mp4")
+    for folder in ("images/cropped_aligned", "more/cropped_aligned"):
+        put(tmp_path, f"{folder}/__MACOSX/._00001.jpg")
+    put(tmp_path, f"{CHALLENGE}/Train_Set/pair_right.txt", "valence,arousal\n0,0\n")
     crops = {recording.name: recording.crops for recording in AffWild2Corpus(tmp_path).recordings()}
     assert crops == {
         "first": tmp_path / "images/cropped_aligned/first",
         "pair_left": tmp_path / "more/cropped_aligned/pair_left",
-        "second": None,
+        "pair_right": tmp_path / "cropped_aligned_new_50_vids/pair_right",
+        "second": tmp_path / "cropped_aligned_new_50_vids/cropped_aligned/second",
         "third": None,
     }
+    put(tmp_path, "cropped_aligned_more/first/00001.jpg")
+    with pytest.raises(UsageError, match=r"two folders of aligned images are named first: .*aligned_more/first and "):
+        AffWild2Corpus(tmp_path)
 
 
 @pytest.mark.parametrize("difference", [-2, 0, 2])
@@ -470,6 +502,16 @@ def test_aff_wild2_rows_that_are_not_as_many_as_frames(difference: int, tmp_path
     assert annotation.count(frame_time_s) == RowCount(10, 10 - difference, max(0, difference), max(0, -difference))
 
 
+def test_aff_wild2_test_list_in_another_folder(tmp_path: Path) -> None:
+    aff_wild2_tree(tmp_path)
+    put(tmp_path, "lists/valence_arousal_Estimation_Challenge_TEST_SET_release.TXT", "fourth\nthird\n")
+    put(tmp_path, "Valence_Arousal_test_set.txt", "fifth\n")
+    put(tmp_path, "Expression_test_set.txt", "sixth\n")
+    put(tmp_path, f"{CHALLENGE}/Valence_Arousal_test_set.txt", "seventh\n")
+    names = [recording.name for recording in AffWild2Corpus(tmp_path).recordings() if recording.partition == "test"]
+    assert names == ["fifth", "fourth", "third"]
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [(b"third\n../../secret\n", "line 2: expected the name of a video, got '../../secret'"), (b"\xff\xfea", "UTF-16")],
@@ -482,21 +524,159 @@ def test_aff_wild2_test_list(content: bytes, message: str, tmp_path: Path) -> No
 
 
 def test_folder_partitions_names_and_subjects(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    for name in ("validation/s1/day/a.mp4", "train/b.mov", "loose.mp4", "rated.mp4", "s2/c.webm", "test.mp4"):
+    for name in ("Validation/s1/day/a.mp4", "train/b.mov", "loose.mp4", "TEST/rated.mp4", "s2/c.webm", "test.mp4"):
         put(tmp_path, name)
-    for name in ("validation/s1/day/a.csv", "rated.csv", "s2/c.csv", "stray.csv"):
+    for name in ("Validation/s1/day/a.csv", "TEST/rated.tsv", "stray.csv", "astray.tsv"):
         put(tmp_path, name, "valence\n0\n")
     with caplog.at_level(logging.WARNING):
         recordings = FolderCorpus(tmp_path).recordings()
     assert [(r.name, r.partition, r.subject, r.annotation_path is not None) for r in recordings] == [
+        ("TEST/rated", "test", "rated", True),
+        ("Validation/s1/day/a", "validation", "s1", True),
         ("loose", "test", "loose", False),
-        ("rated", "train", "rated", True),
-        ("s2/c", "train", "s2", True),
+        ("s2/c", "test", "s2", False),
         ("test", "test", "test", False),
         ("train/b", "train", "b", False),
-        ("validation/s1/day/a", "validation", "s1", True),
     ]
-    assert "csv files beside no video of their name, left out: 1" in caplog.text
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{tmp_path}: csv and tsv files beside no video of their name, left out: 2"
+    ]
+
+
+def rated_folder(root: Path, *names: str) -> FolderCorpus:
+    for name in names:
+        put(root, f"{name}.mp4")
+        put(root, f"{name}.csv", "valence\n0\n")
+    return FolderCorpus(root)
+
+
+def test_folder_refuses_two_folders_of_a_partition(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="holds two folders of the partition test, Test and test; make them one"):
+        rated_folder(tmp_path, "train/a", "test/b", "Test/c")
+
+
+LOOKALIKES = {
+    "'train'": ("Training", "trn", "Train_Set", "training-data"),
+    "'validation'": ("val", "VALID", "dev", "devel", "Development", "ValidationSet"),
+    "'test'": ("testing", "tst", "test split"),
+    "'validation' or 'test'": ("eval", "Evaluation"),
+}
+
+
+@pytest.mark.parametrize("beside", ["train/a", "s1/a"])
+@pytest.mark.parametrize(("instead", "folder"), [(key, name) for key, names in LOOKALIKES.items() for name in names])
+def test_folder_refuses_what_looks_like_a_partition(instead: str, folder: str, beside: str, tmp_path: Path) -> None:
+    message = f"holds a folder '{folder}', which names no partition; call it {instead}, or name partition and subj"
+    with pytest.raises(UsageError, match=message):
+        rated_folder(tmp_path, beside, "s3/b", f"{folder}/s2/c")
+    put(tmp_path, "manifest.csv", f"path,partition\n{folder}/s2/c.mp4,test\n")  # the folder would be the subject
+    with pytest.raises(UsageError, match=message):
+        FolderCorpus(tmp_path)
+    put(tmp_path, "manifest.csv", f"path,partition,subject\n{folder}/s2/c.mp4,test,s2\n")
+    assert described(FolderCorpus(tmp_path)) == [(f"{folder}/s2/c", "test", "s2", "c.csv")]
+
+
+def test_folder_that_is_called_like_no_partition_is_a_subject(tmp_path: Path) -> None:
+    subjects = {r.subject for r in rated_folder(tmp_path, "trainer/a", "val2/b", "s/val/c", "valentin/d").recordings()}
+    assert subjects == {"trainer", "val2", "s", "valentin"}
+
+
+def test_folder_refuses_rated_videos_outside_the_partitions(tmp_path: Path) -> None:
+    message = (
+        r"rated videos outside the folders train, validation, test: 4, such as d, s1/c, s2/a; move them into these, "
+        "or name the partition of every video in the column 'partition'"
+    )
+    with pytest.raises(UsageError, match=message):
+        rated_folder(tmp_path, "s2/b", "s1/c", "s2/a", "d", "Test/e")
+    put(tmp_path, "manifest.csv", "path\ntest/e.mp4\nd.mp4\n")
+    with pytest.raises(UsageError, match=r"outside the folders .*: 1, such as d; move"):
+        FolderCorpus(tmp_path)
+
+
+def test_folder_says_what_a_subject_is_named_after(tmp_path: Path) -> None:
+    message = (
+        r"^2 partitions need as many subjects, and there is no more than videos \(validation=0.2, test=0\); subjects "
+        r"are named after the videos' folders: name the people in the column 'subject' of a manifest\.csv, or set a"
+    )
+    with pytest.raises(UsageError, match=message):
+        rated_folder(tmp_path / "folder", "videos/a", "videos/b")
+    with pytest.raises(UsageError, match=r"than only .*named after the videos' files: name the people"):
+        rated_folder(tmp_path / "file", "only")
+    put(tmp_path / "file", "manifest.csv", "path,subject\nonly.mp4,s1\n")
+    with pytest.raises(UsageError, match=r"than s1 .*; add subjects, or set"):
+        FolderCorpus(tmp_path / "file")
+
+
+def test_folder_warns_where_one_name_may_be_several_people_or_one_person_have_several(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def warnings(folder: str, *names: str, **arguments: float) -> list[str]:
+        for name in names:
+            put(tmp_path, f"{folder}/{name}.mp4")
+            put(tmp_path, f"{folder}/{name}.csv", "valence\n0\n")
+        caplog.clear()
+        FolderCorpus(tmp_path / folder, **arguments)
+        return [record.getMessage().removeprefix(f"{tmp_path}/{folder}: ") for record in caplog.records]
+
+    advice = "name the people in the column 'subject' of a manifest.csv"
+    with caplog.at_level(logging.WARNING):
+        assert warnings("one", "videos/a", "videos/b", validation=0) == [
+            "all 2 rated videos lie in the folder videos and so count as one subject; if they show several people, "
+            + advice
+        ]
+        assert warnings("flat", "b", "a", "s1/c") == [
+            "subjects that are named after their file, as neither folder nor manifest names them: 2, such as a; "
+            "if one person is in several, " + advice
+        ]
+        assert warnings("spread", "train/videos/a", "Test/videos/a") == [
+            "all videos lie in folders called videos and so show one subject in several partitions; if they show "
+            "several people, " + advice
+        ]
+        assert warnings("spread", "Test/s2/a") == []
+        assert warnings("good", "s1/a", "s1/b", "s2/a") == []
+        put(tmp_path / "flat", "manifest.csv", "path,subject\na.mp4,s1\nb.mp4,s1\n")
+        assert warnings("flat", validation=0) == []
+
+
+def test_folder_counts_videos_without_a_trace_where_partitions_are_drawn(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("s1/unrated.mp4", "s9/a.mp4", "s8/b.mp4"):
+        put(tmp_path, name)
+    with caplog.at_level(logging.WARNING):
+        recordings = rated_folder(tmp_path, "s1/a", "s2/a").recordings()
+    assert [r.name for r in recordings if r.partition == "test"] == ["s8/b", "s9/a"]
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{tmp_path}: videos of subjects without any trace, and so test recordings: 2, such as s8/b"
+    ]
+
+
+@pytest.mark.parametrize("manifest", [None, "path\ns1/a.mp4\ns1/b.mp4\ns2/c.mp4\n"])
+def test_folder_tells_of_traces_with_another_suffix(
+    manifest: str | None, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("s1/a", "s1/b", "s2/c"):
+        put(tmp_path, f"{name}.mp4")
+        put(tmp_path, f"{name}.TXT", "valence\n0\n")
+    put(tmp_path, "s1/readme.txt", "no trace")
+    put(tmp_path, "s1/b.TSV", "time\tvalence\n0\t0.5\n")
+    if manifest is not None:
+        put(tmp_path, "manifest.csv", manifest)
+    with caplog.at_level(logging.WARNING):
+        corpus = FolderCorpus(tmp_path, validation=0)
+    assert described(corpus) == [
+        ("s1/a", "train", "s1", None),
+        ("s1/b", "train", "s1", "b.TSV"),
+        ("s2/c", "test", "s2", None),
+    ]
+    np.testing.assert_array_equal(corpus.annotation(corpus.recordings()[1]).values_FE, [[0.5]])
+    assert (
+        f"{tmp_path}: videos without a trace beside a .txt file of their name, which is not read: 2, such as s1/a; "
+        "if it holds ratings, call it .csv or .tsv"
+    ) in [record.getMessage() for record in caplog.records]
+    put(tmp_path, "s1/b.csv", "valence\n0\n")
+    with pytest.raises(UsageError, match=r"two traces lie beside the video s1/b: .*b\.TSV and .*b\.csv; remove one"):
+        FolderCorpus(tmp_path)
 
 
 def folder_annotation(root: Path, trace: str) -> np.ndarray:
@@ -697,6 +877,57 @@ def test_folder_without_any_good_header(header: str, tmp_path: Path) -> None:
         folder_annotation(tmp_path, f"{header}\n0,0\n")
 
 
+CLOCKS_OF_OTHERS = [
+    *("time_s", "time_ms", "t", "seconds", "sec", "secs", "ms", "timestamps", "Times", "frames", "Frame_Number"),
+    *("frame_id", "frame_idx", "frame_index", "frameid", "Index", "idx", "segment_id", "ID", "time (s)", "Time [ms]"),
+    *("Unnamed: 0", "frame time", "start", "end_time", "timestamp_ms", "frameTimes", "#"),
+]
+
+
+@pytest.mark.parametrize("name", CLOCKS_OF_OTHERS)
+@pytest.mark.parametrize("header", ["{},valence", "name,{},valence", "time,{},valence", "valence,{}"])
+def test_a_clock_of_another_name_is_no_target(header: str, name: str, tmp_path: Path) -> None:
+    message = (
+        f"line 1: expected a header that names the targets, .*; if '{re.escape(name)}' is the clock, put it first and "
+        r"call it 'time' \(in seconds\), or 'frame' \(from 0\), else remove the column"
+    )
+    with pytest.raises(UsageError, match=message):
+        folder_annotation(tmp_path, f"{header.format(name)}\n0,0\n")
+
+
+@pytest.mark.parametrize("name", ["tension", "timeliness", "tiredness", "identity", "mood", "startle", "no-show", "T1"])
+def test_targets_that_begin_like_a_clock_are_targets(name: str, tmp_path: Path) -> None:
+    np.testing.assert_array_equal(folder_annotation(tmp_path, f"time,{name}\n0,3\n"), [[0, 3]])
+
+
+@pytest.mark.parametrize(
+    ("trace", "is_warned"),
+    [("frame,v\n1,0\n2,0\n3,0\n", True), ("frame,v\n1,0\n3,0\n", False), ("frame,v\n0,0\n1,0\n", False)],
+)
+def test_folder_frames_that_count_from_one_are_told_and_kept(
+    trace: str, is_warned: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        values_FE = folder_annotation(tmp_path, trace)
+    assert np.isnan(values_FE[0, 0]) == trace.startswith("frame,v\n1")
+    assert (f"{tmp_path}/clip.csv: frames count from 0; these begin at 1" in caplog.text) == is_warned
+
+
+def test_annotations_know_the_rows_of_their_file(tmp_path: Path) -> None:
+    put(tmp_path, "clip.mp4")
+    for trace, num_rows in (("frame,v\n2,0\n90,\n", 2), ("time,v\n0,0\n1,0\n", None), ("v\n0\n0\n0\n", None)):
+        put(tmp_path, "clip.csv", trace)
+        corpus = FolderCorpus(tmp_path, validation=0)
+        annotation = corpus.annotation(corpus.recordings()[0])
+        assert annotation is not None
+        assert annotation.num_rows == num_rows
+    rows = ("day1/first,s1,train,0,2,3.5", "day1/first,s1,train,2,3,4", "day1/first,s1,train,5,6,4")
+    fatigue = fatigue_corpus(tmp_path / "fatigue", *rows)
+    steps = fatigue.annotation(fatigue.recordings()[0])
+    assert steps is not None
+    assert (len(steps.values_FE), steps.num_rows) == (5, 3)
+
+
 def test_folder_passes_over_an_unreadable_first_header(tmp_path: Path) -> None:
     for name, trace in {"a": b"\xff\xfe", "b": b"valence\n0\n", "c": b"arousal\n0\n"}.items():
         put(tmp_path, f"{name}.mp4")
@@ -785,6 +1016,15 @@ def test_manifest_holds_the_ratings_itself(name: str, separator: str, tmp_path: 
     np.testing.assert_array_equal(corpus.annotation(second).values_FE, [[np.nan, -1]])
 
 
+def test_manifest_names_known_columns_in_any_case_and_targets_as_they_are(tmp_path: Path) -> None:
+    manifest_tree(tmp_path, "PATH,Time,Valence,SUBJECT,Partition\na.mp4,0,0.5,s1,train\n")
+    corpus = FolderCorpus(tmp_path)
+    assert corpus.targets == ("Valence",)
+    assert described(corpus) == [("a", "train", "s1", "manifest.csv")]
+    manifest_tree(tmp_path, "Path,Annotation\na.mp4,ratings/a.txt\n")
+    assert described(FolderCorpus(tmp_path, validation=0)) == [("a", "train", "a", "a.txt")]
+
+
 def test_manifest_with_frames(tmp_path: Path) -> None:
     manifest_tree(tmp_path, "path,frame,valence\na.mp4,1,0.5\na.mp4,3,-0.5\n")
     corpus = FolderCorpus(tmp_path, validation=0)
@@ -801,9 +1041,9 @@ def test_manifest_that_says_no_more_than_who_leaves_the_rest_to_the_folders(tmp_
         ("d", "test", "s4", None),
     ]
     put(tmp_path, "validation/s3/f.mp4")
-    put(tmp_path, "manifest.csv", "path\nvalidation/s3/f.mp4\na.mp4\n")
+    put(tmp_path, "manifest.csv", "path\nvalidation/s3/f.mp4\nd.MKV\n")
     assert described(FolderCorpus(tmp_path)) == [
-        ("a", "train", "a", "a.csv"),
+        ("d", "test", "d", None),
         ("validation/s3/f", "validation", "s3", None),
     ]
 
@@ -856,6 +1096,9 @@ def test_manifest_faulty_ratings_cost_their_recording_alone(tmp_path: Path) -> N
     [
         ("file,subject\na.mp4,s\n", "line 1: expected a header like 'path,.*', got 'file,subject'; write the header"),
         ("path,path\na.mp4,a.mp4\n", "line 1: .*; name every column once"),
+        ("Path,path\na.mp4,a.mp4\n", "line 1: .*; name every column once"),
+        ("path,time,index,v\na.mp4,0,0,1\n", "line 1: .*; if 'index' is the clock, put it first and call it 'time'"),
+        ("path,time_s,v\na.mp4,0,1\n", "line 1: expected one column 'time' or 'frame'.*, got 'time_s,v'"),
         ("path,notes\na.mp4,x\n", "line 1: expected one column 'time' or 'frame', and one per target.*, got 'notes'"),
         ("path,time\na.mp4,0\n", "line 1: expected one column 'time' or 'frame', and one per target.*, got 'time'"),
         ("path,time,frame,v\na.mp4,0,0,1\n", "line 1: expected one column 'time' or 'frame'.*, got 'time,frame,v'"),
@@ -957,7 +1200,9 @@ def test_fatigue_steps(tmp_path: Path) -> None:
 def test_fatigue_columns_in_any_order_and_another_range(tmp_path: Path) -> None:
     fatigue_tree(tmp_path / "a")
     columns = ("value", "end", "start", "partition", "recording", "subject")
-    rows = [dict(zip(RATINGS_HEADER.split(","), row.split(","), strict=True)) for row in RATINGS.splitlines()]
+    header, *others = RATINGS.splitlines()
+    lines = (header.title(), *others)
+    rows = [dict(zip(header.split(","), row.split(","), strict=True)) for row in lines]
     fatigue_tree(tmp_path / "b", "\n".join(";".join(row[column] for column in columns) for row in rows))
     usual, turned = FatigueCorpus(tmp_path / "a"), FatigueCorpus(tmp_path / "b", lowest=-1, highest=12)
     assert usual.ranges == ((0, 10),)

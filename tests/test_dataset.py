@@ -358,10 +358,20 @@ def test_folds_spread_subjects_of_both_partitions(tmp_path: Path) -> None:
 
 def test_what_is_trained_and_validated_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     cache = FeatureCache.create(tmp_path, toy_spec(), {})
-    add_recording(cache, "a", "train", 20, seed=0)
-    add_recording(cache, "b", "validation", 20, seed=1)
+    add_recording(cache, "a", "train", 20, seed=0, file="pair")
+    add_recording(cache, "b", "validation", 20, seed=1, file="pair")
+    add_recording(cache, "c", "validation", 20, seed=2)
     partitions = [WindowedPartition(cache, name, 16, 32) for name in ("train", "validation")]
     warn_of_leaks(*partitions)
-    # the toy's recordings have other subjects, but all the same digest of their file
     assert "1 recordings are validated whose files are trained on, such as b: scores are too good" in caplog.text
     assert "subjects" not in caplog.text
+
+
+def test_people_of_one_file_stand_in_one_fold(tmp_path: Path) -> None:
+    cache = FeatureCache.create(tmp_path, toy_spec(), {})
+    for number in range(8):
+        add_recording(cache, f"{number}", "train", 9, seed=number, file=f"pair {number // 2}")
+    for index in range(4):
+        held_out = WindowedPartition(cache, "validation", 16, 32, fold=(index, 4)).recordings
+        assert len(held_out) == 2
+        assert len({item.source.sha256 for item in held_out}) == 1

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pytest
 import skimage.data
 import tiny
-from conftest import beep, write_video
+from conftest import beep, remux, repeat_stamps, write_video
 from PIL import Image
 
 from avfuse import extract as extract_module
@@ -460,6 +460,21 @@ def test_a_recording_without_aligned_images_fails(tmp_path: Path) -> None:
     assert "no folder of aligned images of b" in message
 
 
+def test_aligned_images_of_another_video_or_of_nothing_fail(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    given = cropped_corpus(root, a=dict.fromkeys(range(65), 80), b=dict.fromkeys(range(66), 80), c={0: 80, 1: 80})
+    for path in (root / "cropped_aligned" / "c").iterdir():
+        path.write_bytes(b"no image")
+    summary = extract(given)
+    assert [(item.recording, item.reason) for item in summary.failures] == [
+        ("b", "missing_crops"),
+        ("c", "missing_crops"),
+    ]
+    assert "66 images for 60 frames: are they of this video?" in summary.failures[0].message
+    assert "none of 2 aligned images shows a frame, such as " in summary.failures[1].message
+    assert FeatureCache.open(summary.store).names() == ["a"]
+
+
 # Partitions
 
 
@@ -529,6 +544,44 @@ def test_rows_with_times_are_counted_by_their_times(tmp_path: Path, caplog: pyte
     np.testing.assert_array_equal(np.isnan(only_recording(summary).array("frame_target")[:, 0]), np.arange(60) < 3)
 
 
+def test_times_of_ratings_count_from_what_a_player_shows(tmp_path: Path) -> None:
+    """A transport stream begins at 1.4 s on its own clock; the trace of who watched it begins at 0."""
+    root, folder = tmp_path / "root", tmp_path / "root" / "train"
+    made = face_video(tmp_path / "made.ts", CONSTANT, video_options={"bf": "0"})
+    folder.mkdir(parents=True)
+    remux(made, folder / "a.ts", shift_s=1.4)
+    rows = "".join(f"{time_s:.1f},{np.sin(time_s):.6f}\n" for time_s in np.arange(0, 2.75, 0.1))
+    (folder / "a.csv").write_text(f"time,arousal\n{rows}")
+    summary = extract(options(root))
+    # Frames are shown from 0.023 to 2.383 s after the start: of the rows from 0 to 2.7 s, the first and the last four
+    # lie outside.
+    assert (summary.num_uneven, summary.num_rows_dropped, summary.num_frames_without_row) == (1, 5, 0)
+    recording = only_recording(summary)
+    lead_s = 1024 / 44_100  # of the sound's codec, with which the recording begins
+    np.testing.assert_allclose(recording.array("frame_time_s"), 1.4 + lead_s + CONSTANT, atol=1e-4)
+    target_F = recording.array("frame_target")[:, 0]
+    # Linear interpolation errs by h^2/8 max|f''| = 1.25e-3; a shift of 1.4 s would by up to 1.
+    np.testing.assert_allclose(target_F, np.sin(lead_s + CONSTANT), atol=2e-3)
+    np.testing.assert_array_equal(recording.array("target"), target_F[recording.array("end_frame"), None])
+
+
+def test_rows_behind_repeated_time_stamps_are_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    root, path = tmp_path / "root", tmp_path / "root" / "train" / "a.mkv"
+    made = face_video(tmp_path / "made.mkv", CONSTANT, video_options={"bf": "0"})
+    path.parent.mkdir(parents=True)
+    repeat_stamps(made, path, (20, 40))
+    write_trace(path, 58)
+    with caplog.at_level(logging.WARNING):
+        extract(options(root))
+    (message,) = caplog.messages
+    assert message.startswith("train/a: 2 frames have the time stamp of another, or none; rows by frame behind them ")
+    path.with_suffix(".csv").write_text("time,arousal\n0,0.1\n2.36,0.5\n")
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        extract(options(root, dataset="timed"))
+    assert caplog.messages == []
+
+
 # Arguments of a corpus
 
 
@@ -558,3 +611,16 @@ def test_progress_counts_up(tmp_path: Path) -> None:
     assert done == sorted(done)
     assert dataclasses.astuple(seen[-1])[:4] == (3, 3, 14, 1)
     assert [item.num_clips for item in seen] == sorted(item.num_clips for item in seen)
+
+
+def test_another_draw_of_partitions_costs_no_features(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    for number in range(4):
+        face_video(root / f"s{number}" / f"{number}.mp4", np.arange(9) / FPS, beep_at_s=0.05 * number)
+        write_trace(root / f"s{number}" / f"{number}", 9)
+    partitions = []
+    for draw in ("validation=0.25", "validation=0.75"):
+        summary = extract(options(root, corpus="folder", corpus_option=(draw,)))
+        partitions.append([item.source.partition for item in FeatureCache.open(summary.store).recordings()])
+    assert [part.count("validation") for part in partitions] == [1, 3]
+    assert (summary.num_extracted, summary.num_present) == (0, 4)

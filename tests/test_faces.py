@@ -371,6 +371,15 @@ def test_one_person_alone_may_cross_the_picture() -> None:
     assert seen("right", way[0], way[5]) == [None, 135]
 
 
+def test_a_box_that_only_touches_the_last_one_does_not_continue_it() -> None:
+    # From 45 to 85, with a width of 60, the overlap is a fifth of the area: 20 of 100 pixels. At 86 it is less.
+    assert overlap(face_at(45).box_px, face_at(85).box_px) == pytest.approx(0.2)
+    for left_px, who in ((85, "left"), (86, "right")):  # both centres lie in the right half
+        for side in ("left", "right"):
+            before = [45.0] if side == "left" else [None]
+            assert seen(side, [face_at(45)], [face_at(left_px)]) == [*before, left_px if side == who else None]
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_no_face_is_of_both_people(seed: int) -> None:
     rng = np.random.default_rng(seed)
@@ -470,6 +479,29 @@ def test_images_beyond_the_video_are_counted(tmp_path: Path, caplog: pytest.LogC
     (message,) = caplog.messages
     assert message.startswith("2 aligned images are numbered beyond the 3 frames of the video, such as ")
     assert "00004.png" in message
+
+
+@pytest.mark.parametrize(("num_images", "num_frames"), [(15, 10), (306, 300)])
+def test_a_few_images_beyond_the_video_are_ignored(num_images: int, num_frames: int, tmp_path: Path) -> None:
+    path = write_crop(tmp_path / "00001.png", noise(0))
+    face = CroppedFaces(dict.fromkeys(range(num_images), path), num_frames)
+    assert len(list(face.crops())) == num_frames
+    found = rf"{tmp_path}: {num_images + 1} images for {num_frames} frames: are they of this video\?"
+    with pytest.raises(RecordingError, match=found) as caught:
+        CroppedFaces(dict.fromkeys(range(num_images + 1), path), num_frames)
+    assert caught.value.reason == "missing_crops"
+
+
+def test_images_of_which_none_shows_a_frame_cost_the_recording(tmp_path: Path) -> None:
+    for name in ("00001.png", "00002.png"):
+        (tmp_path / name).write_bytes(b"no image")
+    face = CroppedFaces({0: tmp_path / "00001.png", 1: tmp_path / "00002.png"}, 5)
+    with pytest.raises(RecordingError, match=r"none of 2 aligned images shows a frame, such as .*00001\.png") as caught:
+        list(face.crops())
+    assert caught.value.reason == "missing_crops"
+    beyond = CroppedFaces({5: write_crop(tmp_path / "00006.png", noise(0))}, 5)
+    with pytest.raises(RecordingError, match=r"none of 1 aligned images shows a frame$"):
+        list(beyond.crops())
 
 
 def test_whole_images_cause_no_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

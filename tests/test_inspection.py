@@ -1,5 +1,7 @@
 """Files whose clocks, gaps and damage are known by construction measure as they were made."""
 
+import contextlib
+import struct
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -9,7 +11,7 @@ import av
 import numpy as np
 import numpy.typing as npt
 import pytest
-from conftest import FRAME_PX, flash, remux, write_video
+from conftest import FRAME_PX, flash, remux, repeat_stamps, write_changing_sound, write_video
 
 from avfuse import media
 from avfuse.inspection import Inspection, Picture, Sound, inspect_media
@@ -152,6 +154,20 @@ def test_gap_in_the_picture(tmp_path: Path) -> None:
     assert picture.is_variable
 
 
+@pytest.mark.parametrize(("num_missing", "num_gaps"), [(1, 0), (2, 1), (3, 1)])
+def test_two_missing_frames_are_a_gap(num_missing: int, num_gaps: int, tmp_path: Path) -> None:
+    frame_time_s = np.delete(CONSTANT_S, np.arange(50, 50 + num_missing))
+    picture, _, _ = measured(write_video(tmp_path / "a.mp4", frame_time_s, flash(3), noise(4.0)))
+    assert picture.num_gaps == num_gaps
+    assert picture.longest_gap_s == pytest.approx(num_gaps * (num_missing + 1) / FPS, abs=1e-3)
+
+
+def test_frames_of_one_time_stamp(tmp_path: Path) -> None:
+    whole = write_video(tmp_path / "whole.mkv", CONSTANT_S, flash(3), noise(4.0), video_options={"bf": "0"})
+    picture, _, _ = measured(repeat_stamps(whole, tmp_path / "a.mkv", (20, 21, 60)))
+    assert (picture.num_frames, picture.num_decoded, picture.num_unplaced, picture.num_lost) == (97, 100, 3, 0)
+
+
 def test_gap_in_the_sound(tmp_path: Path) -> None:
     whole = write_video(tmp_path / "whole.mkv", CONSTANT_S, flash(3), noise(4.0), **PCM)
     path = remux(whole, tmp_path / "a.mkv", lambda p: p.stream.type == "video" or not 1 <= p.pts * p.time_base < 2)
@@ -180,10 +196,11 @@ def test_rotation(rotation: int, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("level", "silent", "zero"), [(0.0, 1.0, 1.0), (0.0005, 1.0, 0.0), (0.01, 0.0, 0.0), (0.5, 0.0, 0.0)]
+    ("level", "silent", "zero"),
+    [(0.0, 1.0, 1.0), (0.0005, 1.0, 0.0), (0.0014, 1.0, 0.0), (0.0022, 0.0, 0.0), (0.01, 0.0, 0.0), (0.5, 0.0, 0.0)],
 )
 def test_level(level: float, silent: float, zero: float, tmp_path: Path) -> None:
-    """White noise has a root mean square of level / sqrt(3): -70.8 and -44.8 dB for the two in the middle."""
+    """White noise has a root mean square of level / sqrt(3): -70.8, -61.8, -57.9 and -44.8 dB in the middle rows."""
     path = write_video(tmp_path / "a.mkv", CONSTANT_S, sound_CS=noise(4.0, level), **PCM)
     _, sound, _ = measured(path)
     assert (sound.silent_share, sound.digital_silence_share) == (silent, zero)
@@ -196,6 +213,25 @@ def test_silence_for_a_part(tmp_path: Path) -> None:
     _, sound, _ = measured(write_video(tmp_path / "a.mkv", CONSTANT_S, sound_CS=sound_S, **PCM))
     assert sound.silent_share == pytest.approx(1.5 / 4)
     assert sound.digital_silence_share == pytest.approx(0.5 / 4)
+
+
+@pytest.mark.parametrize("parts", [((44_100, 1), (44_100, 2)), ((44_100, 1), (22_050, 1)), ((44_100, 2), (48_000, 1))])
+def test_a_sound_that_changes_midway(parts: tuple[tuple[int, int], ...], tmp_path: Path) -> None:
+    path = write_changing_sound(tmp_path / "a.ts", parts)
+    _, sound, inspection = measured(path)
+    assert inspection.errors == ()
+    assert sound.rate_hz == parts[0][0]
+    # Each part is filled up to whole pieces of 1024 samples, of which one comes before it.
+    assert sound.length_s == pytest.approx(4.0, abs=2 * sum(1024 / rate_hz for rate_hz, _ in parts))
+    assert (sound.num_gaps, sound.num_overlaps, sound.silent_share) == (0, 0, 0.0)
+    assert abs(sound.clock_s) < MATROSKA_S
+
+
+def test_silence_is_told_from_sound_in_each_part(tmp_path: Path) -> None:
+    """A window has 0.1 s of samples at the rate of its part."""
+    path = write_changing_sound(tmp_path / "a.ts", ((48_000, 1), (8_000, 1)), frequency_hz=0.0)
+    _, sound, _ = measured(path)
+    assert (sound.silent_share, sound.digital_silence_share) == (1.0, 1.0)
 
 
 def test_stereo_that_cancels_out_is_silent(tmp_path: Path) -> None:
@@ -317,6 +353,24 @@ def test_truncated_file(suffix: str, tmp_path: Path) -> None:
         assert picture.num_decoded <= picture.num_packets < 70
 
 
+@pytest.mark.parametrize("tells_length", [False, True])
+@pytest.mark.parametrize("start_s", [-3.0, 3.0])
+def test_a_file_that_begins_elsewhere_is_not_truncated(start_s: float, tells_length: bool, tmp_path: Path) -> None:
+    """FFmpeg writes into a Matroska header when the file ends; others may write how long it lasts."""
+    whole = write_video(tmp_path / "whole.mkv", CONSTANT_S + 3.0, flash(3), noise(7.0), **PCM)
+    path = remux(whole, tmp_path / "a.mkv", shift_s=start_s, options={"avoid_negative_ts": "disabled"})
+    if tells_length:
+        content = path.read_bytes()
+        at = content.index(b"\x44\x89\x88") + 3  # the element Duration: a decimal number of 8 bytes, in milliseconds
+        path.write_bytes(content[:at] + struct.pack(">d", 7000.0) + content[at + 8 :])
+    with av.open(str(path)) as container:
+        told_s = container.duration / av.time_base
+    assert told_s == pytest.approx(7.0 if tells_length else 7.0 + start_s, abs=0.05)
+    _, sound, inspection = measured(path)
+    np.testing.assert_allclose([sound.start_s, sound.end_s], [start_s, start_s + 7.0], atol=2 * MATROSKA_S)
+    assert inspection.errors == ()
+
+
 def test_a_few_frames_less_than_advertised(tmp_path: Path) -> None:
     path = remux(_whole(tmp_path, "mp4"), tmp_path / "a.mp4", options={"movflags": "faststart"})
     content = path.read_bytes()
@@ -425,3 +479,26 @@ def test_both_streams_are_decoded_in_one_pass(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(media, "open_file", lambda path: opened.append(path) or open_file(path))
     inspect_media(path)
     assert opened == [path, path]
+
+
+def test_an_inspection_can_be_ended_at_any_packet(tmp_path: Path) -> None:
+    path = _whole(tmp_path, "mp4")
+
+    class Enough(BaseException):
+        pass
+
+    def count(limit: int) -> int:
+        seen: list[int] = []
+
+        def on_packet() -> None:
+            seen.append(1)
+            if len(seen) == limit:
+                raise Enough
+
+        with contextlib.suppress(Enough):
+            inspect_media(path, on_packet)
+        return len(seen)
+
+    total = count(10**9)
+    assert total > 2 * 100 + 170  # the video's packets for their time stamps, then all
+    assert [count(limit) for limit in (1, 60, 150, total - 1)] == [1, 60, 150, total - 1]

@@ -2,20 +2,32 @@
 
 import contextlib
 import struct
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import av
 import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from conftest import BRIGHT, DARK, FRAME_PX, beep, flash, write_video
+from conftest import (
+    BRIGHT,
+    DARK,
+    FRAME_PX,
+    beep,
+    flash,
+    remux,
+    repeat_stamps,
+    write_changing_sound,
+    write_video,
+)
 
 from avfuse import media
 from avfuse.encoders.spectrogram_resnet import MIN_SAMPLES, SpectrogramResNetEncoder
 from avfuse.media import ClipGrid, SoundReader, Timeline, probe, read_frames
-from avfuse.schema import RecordingError
+from avfuse.schema import Annotation, RecordingError
 
 RATE_HZ = media.SAMPLE_RATE_HZ
 CONSTANT_S = np.arange(120) / 30
@@ -195,6 +207,32 @@ def test_resampling_keeps_the_frequency(tmp_path: Path) -> None:
     with SoundReader(path) as sound:
         spectrum = np.abs(np.fft.rfft(sound.read(1.5, RATE_HZ)))  # one second: a bin is 1 Hz
     assert np.argmax(spectrum) == 1234
+
+
+@pytest.mark.parametrize(
+    "parts", [((44_100, 1), (44_100, 2)), ((44_100, 1), (22_050, 1)), ((22_050, 2), (48_000, 1)), ((44_100, 2),) * 2]
+)
+def test_a_sound_may_change_midway(parts: tuple[tuple[int, int], ...], tmp_path: Path) -> None:
+    """The tone goes on at its pitch and its level through a change of channels or rate that is no gap."""
+    path = write_changing_sound(tmp_path / "a.ts", parts)
+    with av.open(str(path)) as container:
+        frames = list(container.decode(audio=0))
+        start_s = frames[0].time
+    assert [
+        (rate_hz, channels) for rate_hz, channels in dict.fromkeys((f.rate, f.layout.nb_channels) for f in frames)
+    ] == (list(dict.fromkeys(parts)))
+    steps_s = [b.time - a.time - a.samples / a.rate for a, b in pairwise(frames)]
+    assert max(map(abs, steps_s)) < media.GAP_TOLERANCE_S  # else a new resampler would be made for the gap
+    with SoundReader(path) as sound:
+        sound_S = sound.read(start_s + 4.0, 4 * RATE_HZ)
+    for second in (0.5, 2.5):
+        part_S = sound_S[round(second * RATE_HZ) : round((second + 1) * RATE_HZ)]
+        assert np.argmax(np.abs(np.fft.rfft(part_S))) == 440  # one second: a bin is 1 Hz
+        assert np.sqrt(np.square(part_S).mean()) == pytest.approx(0.5 / np.sqrt(2), rel=0.02)
+    # The encoder fades each part in and out over the 2048 samples of its window; nothing more is silent.
+    window = round(0.1 * RATE_HZ)
+    level = np.abs(sound_S[window : len(sound_S) // window * window]).reshape(-1, window).max(axis=1)
+    assert level.min() > 0.3
 
 
 @pytest.mark.parametrize(("right", "peak"), [(1.0, 0.5), (-1.0, 0.0), (0.0, 0.25)])
@@ -425,3 +463,116 @@ def test_a_stream_that_appears_midway_ends_the_file(tmp_path: Path, caplog: pyte
             assert 0 < media.probe(path).num_frames <= 100
         num_broken_off += "list index out of range" in caplog.text
     assert num_broken_off  # the damage that is meant was among it
+
+
+# Time stamps
+
+
+def trace(time_s: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    return np.asarray(np.sin(0.9 * time_s))
+
+
+def rated(timeline: Timeline) -> npt.NDArray[np.float32]:
+    """Return what a trace from 0 on, ten times a second, gives the frames."""
+    rated_s = np.arange(0.0, 9.0, 0.1)
+    return Annotation(("valence",), trace(rated_s)[:, None], rated_s).at(timeline.rated_time_s)[:, 0]
+
+
+def _transport_stream(folder: Path) -> tuple[Path, float, float]:
+    made = write_video(folder / "made.ts", CONSTANT_S, sound_CS=beep(0.1, 4.0), video_options={"bf": "0"})
+    # AAC puts a piece of 1024 samples before the sound: with it the recording begins, the picture follows.
+    return remux(made, folder / "a.ts", shift_s=1.4), 1.4, 1024 / RATE_HZ
+
+
+def _late_picture(folder: Path) -> tuple[Path, float, float]:
+    return write_video(folder / "a.mp4", CONSTANT_S + 1.0, sound_CS=beep(0.1, 5.0)), 0.0, 1.0
+
+
+def _late_as_a_whole(folder: Path) -> tuple[Path, float, float]:
+    pcm = {"sound_codec": "pcm_s16le", "sound_start_s": 2.0}
+    return write_video(folder / "a.mkv", CONSTANT_S + 2.0, sound_CS=beep(0.1, 4.0), **pcm), 2.0, 0.0
+
+
+def _early_sound(folder: Path) -> tuple[Path, float, float]:
+    """What lies before 0, as a codec's lead may, is no part of what a player shows."""
+    made = write_video(folder / "made.mkv", CONSTANT_S + 1.0, sound_CS=beep(0.1, 5.0), sound_codec="pcm_s16le")
+    return remux(made, folder / "a.mkv", shift_s=-1.0, options={"avoid_negative_ts": "disabled"}), 0.0, 0.0
+
+
+@pytest.mark.parametrize("make", [_transport_stream, _late_picture, _late_as_a_whole, _early_sound])
+def test_ratings_count_from_what_a_player_shows(
+    make: Callable[[Path], tuple[Path, float, float]], tmp_path: Path
+) -> None:
+    path, zero_s, late_s = make(tmp_path)
+    timeline = probe(path)
+    assert timeline.zero_s == pytest.approx(zero_s, abs=1e-3)
+    np.testing.assert_allclose(timeline.frame_time_s, zero_s + late_s + CONSTANT_S, atol=1.5e-3)  # of milliseconds
+    np.testing.assert_array_equal(timeline.rated_time_s, timeline.frame_time_s - timeline.zero_s)
+    # Linear interpolation errs by h^2/8 max|f''| = 1e-3, a millisecond by 1e-3.
+    np.testing.assert_allclose(rated(timeline), trace(late_s + CONSTANT_S), atol=3e-3)
+
+
+def test_frames_of_one_time_stamp_are_one(tmp_path: Path) -> None:
+    whole = write_video(tmp_path / "whole.mkv", CONSTANT_S, video_options={"bf": "0"})
+    assert probe(whole).num_unplaced == 0
+    path = repeat_stamps(whole, tmp_path / "a.mkv", (10, 50, 51))
+    timeline = probe(path)
+    assert (timeline.num_frames, timeline.num_unplaced) == (117, 3)
+    assert Timeline.from_pts(np.array([7, 7, 7]), 0.04).num_unplaced == 2
+
+
+def _program_stream(path: Path) -> Path:
+    """Write MPEG-4 where a stamp goes with each packet of the container, of which each holds many small frames."""
+    codecs = {"video_codec": "mpeg4", "sound_codec": "mp2"}
+    return write_video(path, CONSTANT_S, sound_CS=beep(0.1, 4.0), **codecs)  # type: ignore[arg-type]
+
+
+def test_frames_without_time_stamps_are_refused(tmp_path: Path) -> None:
+    path = _program_stream(tmp_path / "a.mpg")
+    with av.open(str(path)) as container:
+        num_unstamped = sum(frame.pts is None for frame in container.decode(video=0))
+    assert num_unstamped > 100
+    found = rf"{num_unstamped} of 120 frames carry no time stamp; .* \+genpts"
+    with pytest.raises(RecordingError, match=found) as caught:
+        probe(path)
+    assert caught.value.reason == "unreadable"
+
+
+def test_a_few_frames_may_be_without_time_stamps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = _program_stream(tmp_path / "a.mpg")
+    for num_unstamped in (0, 1, 2, 3):
+        pts = [None] * num_unstamped + list(range(100 - num_unstamped))
+        decoded = [SimpleNamespace(pts=value) for value in pts]
+        monkeypatch.setattr(media, "_decode", lambda *_, frames=decoded: iter(frames))
+        if num_unstamped == 3:  # of 100; 2 % are allowed
+            with pytest.raises(RecordingError, match="3 of 100 frames carry no time stamp"):
+                probe(path)
+        else:
+            timeline = probe(path)
+            assert (timeline.num_frames, timeline.num_unplaced) == (100 - num_unstamped, num_unstamped)
+
+
+@pytest.mark.parametrize(("name", "num_passes"), [("a.mp4", 1), ("a.mpg", 2)])
+def test_probing_can_be_ended_at_any_packet(name: str, num_passes: int, tmp_path: Path) -> None:
+    """A program stream without presentation times is decoded too."""
+    path = tmp_path / name
+    _program_stream(path) if name.endswith("mpg") else write_video(path, CONSTANT_S)
+
+    class Enough(BaseException):
+        pass
+
+    def count(limit: int) -> int:
+        seen: list[int] = []
+
+        def on_packet() -> None:
+            seen.append(1)
+            if len(seen) == limit:
+                raise Enough
+
+        with contextlib.suppress(Enough, RecordingError):
+            probe(path, on_packet)
+        return len(seen)
+
+    total = count(10**9)
+    assert total == num_passes * 121  # the last packet is empty
+    assert [count(limit) for limit in (1, 60, total - 1)] == [1, 60, total - 1]

@@ -85,6 +85,11 @@ def test_splits_that_cannot_be(subjects: list[str], validation: float, test: flo
         split_by_subject(subjects, validation, test, seed)
 
 
+def test_too_few_subjects_are_told_what_to_do() -> None:
+    with pytest.raises(UsageError, match=r"than a \(validation=0.2, test=0\); name them, or set a share to 0$"):
+        split_by_subject(["a"], 0.2, 0.0, 0, remedy="name them")
+
+
 @pytest.mark.parametrize("num_folds", [2, 5, 20])
 def test_folds_share_no_subject_and_are_about_equal(num_folds: int) -> None:
     folds = fold_by_subject(SUBJECTS, num_folds)
@@ -102,6 +107,48 @@ def test_folds_share_no_subject_and_are_about_equal(num_folds: int) -> None:
 def test_folds_that_cannot_be(num_folds: int) -> None:
     with pytest.raises(UsageError, match=f"{num_folds} folds of 2 subjects: give from 2 to as many folds as subjects"):
         fold_by_subject(["a", "b", "a"], num_folds)
+
+
+def joined(subjects: list[str], files: list[str]) -> list[set[int]]:
+    """Return groups of items by joining, again and again, every two that share a subject or a file."""
+    groups = [{item} for item in range(len(subjects))]
+    for one, other in combinations(range(len(subjects)), 2):
+        if subjects[one] == subjects[other] or files[one] == files[other]:
+            first, second = (next(group for group in groups if item in group) for item in (one, other))
+            if first is not second:
+                groups.remove(second)
+                first |= second
+    return groups
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_folds_share_no_file_either_directly_or_through_others(seed: int) -> None:
+    draw = random.Random(seed)
+    subjects = [f"s{draw.randrange(20)}" for _ in range(30)]
+    files = [f"f{draw.randrange(40)}" for _ in range(30)]
+    groups = joined(subjects, files)
+    assert len(groups) < len(set(subjects)), "a draw in which files join nothing tests nothing"
+    for num_folds in (2, len(groups)):
+        folds = fold_by_subject(subjects, num_folds, files)
+        assert set(folds) == set(range(num_folds))
+        assert all(len({folds[item] for item in group}) == 1 for group in groups)
+    order = draw.sample(range(30), 30)
+    turned = fold_by_subject([subjects[item] for item in order], len(groups), [files[item] for item in order])
+    assert turned == [folds[item] for item in order]
+    message = (
+        rf"^{len(groups) + 1} folds of {len(set(subjects))} subjects, of whom those that share a file stay together, "
+        f"in {len(groups)} groups: give from 2 to as many folds as groups$"
+    )
+    with pytest.raises(UsageError, match=message):
+        fold_by_subject(subjects, len(groups) + 1, files)
+
+
+def test_files_that_join_no_subjects_leave_the_folds_as_they_are() -> None:
+    files = [str(item) for item in range(len(SUBJECTS) - 1, -1, -1)]
+    assert fold_by_subject(SUBJECTS, 5, files) == fold_by_subject(SUBJECTS, 5)
+    assert fold_by_subject(SUBJECTS, 5, [f"of {subject}" for subject in SUBJECTS]) == fold_by_subject(SUBJECTS, 5)
+    with pytest.raises(UsageError, match=r"^21 folds of 20 subjects: give from 2 to as many folds as subjects$"):
+        fold_by_subject(SUBJECTS, 21, files)
 
 
 class Digests:

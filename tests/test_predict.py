@@ -9,6 +9,7 @@ import pytest
 from toy import add_recording, toy_cache, toy_spec
 
 from avfuse.cache import FeatureCache
+from avfuse.checkpoint import load_head
 from avfuse.options import PredictOptions, TrainOptions
 from avfuse.predict import PredictSummary, predict
 from avfuse.protocols import smooth
@@ -128,3 +129,77 @@ def test_an_incomplete_run_is_refused(trained, tmp_path: Path) -> None:
 def test_the_run_knows_the_ranges_and_the_hop(trained) -> None:
     record = read_run(trained[1][0])
     assert (record.ranges, record.hop) == (RANGES, 8)
+
+
+def test_a_store_without_ratings_is_predicted_all_the_same(trained, tmp_path: Path) -> None:
+    """A run that names no features, as an imported one does, predicts a folder that nobody rated."""
+    record = read_run(trained[1][0])
+    run = tmp_path / "imported"
+    write_run(run, type(record)(**{**vars(record), "fingerprint": ""}))
+    (run / "head.pt").write_bytes((trained[1][0] / "head.pt").read_bytes())
+    store = FeatureCache.create(tmp_path / "home", toy_spec(targets=(), ranges=()), {})
+    add_recording(store, "a", "test", 20, seed=0)
+    summary, rows = predicted(tmp_path / "home", [run], tmp_path / "out")
+    assert (summary.targets, summary.num_frames, len(rows)) == (("valence", "arousal"), 163, 163)
+    assert np.std(column(rows, "a", "valence")) > 0
+
+
+def test_a_recording_is_predicted_on_the_windows_of_its_validation(tmp_path: Path) -> None:
+    """Windows overlap and the precision is the training's: predictions are the run's own, to the last digit."""
+    store = FeatureCache.create(tmp_path, toy_spec(), {})
+    for number in range(3):
+        add_recording(store, f"train-{number}", "train", 40, seed=number)
+    add_recording(store, "validation", "validation", 150, seed=9)  # several windows per phase
+    common = {"cache": tmp_path, "head": "concat", "epochs": 1, "device": "cpu", "amp": "bf16"}
+    (summary,) = train(TrainOptions(**common))
+    _, rows = predicted(tmp_path, [Path(summary.run)], tmp_path / "out", partition="validation")
+    (item,) = read_predictions(Path(summary.run))
+    np.testing.assert_array_equal(
+        column(rows, "validation", "valence"), [float(f"{v:.6g}") for v in item.prediction_FE[:, 0]]
+    )
+
+
+def test_what_cannot_be_written_is_refused_before_anything_is_predicted(trained, tmp_path: Path, monkeypatch) -> None:
+    home, runs = trained
+    monkeypatch.setattr("avfuse.predict.load_head", lambda place: pytest.fail("a head was loaded"))
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine.txt").write_text("mine")
+    template = tmp_path / "template.txt"
+    template.write_text("image_location,valence,arousal\nsomething/00001.jpg,0,0\n")
+    submission = tmp_path / "submission"
+    for changes, message in (
+        ({"submission": tmp_path / "full"}, "full is there already"),
+        ({"submission": submission, "template": template}, "1 of 1 videos of the template are not predicted"),
+        ({"csv": tmp_path / "nowhere" / "x.csv"}, r"--csv .*x\.csv: the folder .*nowhere does not exist"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            predict(PredictOptions(**{"runs": tuple(runs), "cache": home, "device": "cpu", **changes}))
+
+
+def test_runs_of_other_targets_or_folds_are_refused(trained, tmp_path: Path) -> None:
+    home, (run, other) = trained
+    record = read_run(run)
+    for name, changes, message in (
+        ("targets", {"targets": ("dominance",)}, "predicts dominance; .* is rated for valence, arousal"),
+        (
+            "fold",
+            {"options": {**record.options, "fold": "1/3"}},
+            "held out fold 1/3 and was trained on others of the val",
+        ),
+    ):
+        write_run(tmp_path / name, type(record)(**{**vars(record), **changes}))
+        with pytest.raises(UsageError, match=message):
+            predicted(home, [other, tmp_path / name], tmp_path, partition="validation")
+
+
+def test_a_prediction_that_is_not_finite_is_refused(trained, tmp_path: Path, monkeypatch) -> None:
+    def diverged(place: Path):
+        head = load_head(place)
+        for parameter in head.parameters():
+            parameter.data.fill_(float("nan"))
+        return head
+
+    monkeypatch.setattr("avfuse.predict.load_head", diverged)
+    with pytest.raises(UsageError, match="test-0: a prediction is not finite; a training diverged, leave that run out"):
+        predicted(trained[0], [trained[1][0]], tmp_path)
+    assert not (tmp_path / "predictions.csv").exists()

@@ -24,14 +24,18 @@ from avfuse.schema import Predictions, UsageError
 TARGETS = ("valence", "arousal")
 
 
-def item(num_frames: int, seed: int, gaps: Sequence[tuple[int, int]] = (), targets=TARGETS) -> Predictions:
-    """Return raw predictions, beyond [-1, 1] here and there, of ratings with gaps."""
+def item(
+    num_frames: int, seed: int, gaps: Sequence[tuple[int, int]] = (), targets=TARGETS, column: int | None = None
+) -> Predictions:
+    """Return raw predictions, beyond [-1, 1] here and there, of ratings with gaps, or with a gap in one column."""
     rng = np.random.default_rng(seed)
     walk_FE = np.cumsum(rng.normal(size=(num_frames, len(targets))), axis=0) / 6
     target_FE = np.tanh(walk_FE).astype(np.float32)
     prediction_FE = (1.5 * target_FE + rng.normal(0, 0.5, target_FE.shape)).astype(np.float32)
     for start, stop in gaps:
         target_FE[start:stop] = np.nan
+    if column is not None:
+        target_FE[num_frames // 4 : num_frames // 2, column] = np.nan
     face_F = rng.random(num_frames) > 0.3
     time_s = np.arange(num_frames) / 30
     return Predictions(f"r{seed}", f"s{seed}", "validation", tuple(targets), time_s, prediction_FE, target_FE, face_F)
@@ -44,6 +48,7 @@ GAPPED = (
     item(90, 4, [(0, 90)]),  # not rated at all
     item(7, 5, [(0, 3)]),
     item(1, 6),
+    item(300, 7, column=0),  # one target alone is unrated now and then
 )
 
 
@@ -190,7 +195,8 @@ def test_values_by_target():
     }
     assert by_target(["valence=smoothed"], TARGETS, "protocol") == {"valence": "smoothed"}
     assert by_target([], TARGETS, "protocol") == {}
-    assert seconds_by_target(["1", "valence=0.5"], TARGETS) == {"valence": 0.5, "arousal": 1.0}
+    assert seconds_by_target(["1", "valence=0.5"], TARGETS, 9.0) == {"valence": 0.5, "arousal": 1.0}
+    assert seconds_by_target(["valence=0.5"], TARGETS, 1.0) == {"valence": 0.5, "arousal": 1.0}
 
 
 @pytest.mark.parametrize(
@@ -208,7 +214,7 @@ def test_values_by_target_refusals(items, message):
 
 def test_seconds_must_be_numbers():
     with pytest.raises(UsageError, match="smoothing valence=long: expected seconds"):
-        seconds_by_target(["valence=long"], TARGETS)
+        seconds_by_target(["valence=long"], TARGETS, 1.0)
 
 
 def test_coverage_is_the_share_of_the_last_32_frames():
@@ -236,3 +242,9 @@ def test_bands_of_coverage():
         [80, 94],
         [95, 159],
     ]
+
+
+def test_the_release_rates_from_minus_one_to_one():
+    assert Evaluation({"valence": "released"}, ranges={"valence": (-1.0, 1.0)}).describe("valence")
+    with pytest.raises(UsageError, match="the released protocol rates valence from -1 to 1, not from 1 to 9"):
+        Evaluation({"valence": "released"}, ranges={"valence": (1.0, 9.0)})

@@ -14,7 +14,7 @@ import pytest
 from avfuse import registry
 from avfuse.options import ReportOptions
 from avfuse.report import report
-from avfuse.runs import RunRecord, write_predictions, write_run
+from avfuse.runs import RunRecord, read_predictions, write_predictions, write_run
 from avfuse.schema import Predictions, ReportTable, UsageError
 
 TARGETS = ("valence", "arousal")
@@ -198,11 +198,11 @@ def test_notes(tmp_path: Path) -> None:
     num_rated = sum(int((~np.isnan(p.target_FE[:, 0])).sum()) for p in predictions)
     notes = "\n".join(table.notes)
     assert table.title == "Validation CCC on demo"
-    assert "CCC: Concordance correlation coefficient (Lin 1989), with the population's variances." in notes
+    assert "CCC: Concordance correlation coefficient (Lin 1989), with the population's variances." in table.notes
     assert "Protocol: strict: rated frames, predictions as they are." in notes
     assert f"3 recordings of 3 subjects, 395 frames; rated frames: valence {num_rated}, arousal {num_rated}. " in notes
     assert "Data set demo, feature cache cafe0123; runs in " in notes
-    assert "2 runs are incomplete and left out." in notes
+    assert "2 runs are incomplete, or without the runs of the other folds, and left out." in notes
     assert "(arXiv 2304.07958, Tables 1-3; in brackets: ours - the paper's)" in notes
     assert "measured on the validation partition of Affwild2" in notes
     assert "not comparable" in notes
@@ -305,7 +305,7 @@ def test_reliability_that_is_not_better_is_not_recommended(tmp_path: Path) -> No
     (note,) = reliability_notes(tmp_path, differences)
     assert note.endswith(
         f"paired difference of mean CCC +0.024 ± {sd:.3f} over 5 common seeds, not above twice its standard error "
-        f"({2 * sd / 5**0.5:.3f}); it is not better, and therefore not recommended."
+        f"({2 * sd / 5**0.5:.3f}); over seeds it is not better, and therefore not recommended."
     )
 
 
@@ -314,7 +314,7 @@ def test_reliability_between_one_and_two_standard_errors_is_not_better(tmp_path:
     mean, error = np.mean(differences), np.std(differences, ddof=1) / 5**0.5
     assert error < mean < 2 * error
     (note,) = reliability_notes(tmp_path, differences)
-    assert note.endswith("it is not better, and therefore not recommended.")
+    assert note.endswith("over seeds it is not better, and therefore not recommended.")
 
 
 def test_reliability_that_diverged_is_not_recommended(tmp_path: Path) -> None:
@@ -330,7 +330,8 @@ def test_reliability_that_diverged_is_not_recommended(tmp_path: Path) -> None:
 
 def test_reliability_that_is_better(tmp_path: Path) -> None:
     (note,) = reliability_notes(tmp_path, [0.10, 0.12, 0.11, 0.08, 0.09])
-    assert "+0.100 ± 0.016 over 5 common seeds, above twice its standard error (0.014); it is better by 0.100." in note
+    assert "+0.100 ± 0.016 over 5 common seeds, above twice its standard error (0.014); over seeds" in note
+    assert note.endswith("on these recordings, it is better by 0.100.")
 
 
 def test_reliability_is_compared_with_the_defaults_trained_alike(tmp_path: Path) -> None:
@@ -405,17 +406,18 @@ def test_sign_agreement_of_ratings_without_signs_is_not_shown(tmp_path: Path) ->
     assert any("Signs of fatigue cannot agree" in note for note in table.notes)
 
 
-@pytest.mark.parametrize(("by", "parts"), [("recording", 7), ("subject", 7), ("face", 2), ("coverage", 4)])
+@pytest.mark.parametrize(("by", "parts"), [("recording", 7), ("subject", 7), ("face", 3), ("coverage", 5)])
 def test_rows_are_divided(by: str, parts: int, two_rows: Path) -> None:
     table = report(ReportOptions(runs=(two_rows,), by=by, metric=("ccc", "mae")))
     assert len(table.rows) == 2 * parts
     assert len(table.records) == 2 * parts * len(TARGETS)
     assert table.columns[1] == by
     assert table.title == f"Validation scores on demo, by {by}"
-    whole = table_of(two_rows).notes[2]
+    num_rated = sum(int((~np.isnan(p.target_FE[:, 0])).sum()) for p in read_predictions(two_rows / "concat" / "seed-0"))
     for head in ("concat", "visual_only"):
-        num_frames = sum(r["frames"] for r in table.records if (r["head"], r["target"]) == (head, "valence"))
-        assert f"valence {num_frames:,}" in whole
+        frames = {r[by]: r["frames"] for r in table.records if (r["head"], r["target"]) == (head, "valence")}
+        assert frames.pop("all frames", num_rated) == sum(frames.values()) == num_rated
+    assert {"protocol", "dataset", "fingerprint", "revisions", "runs"} <= set(table.records[0])
     assert all(len(row) == len(table.columns) for row in table.rows)
 
 
@@ -436,6 +438,8 @@ def test_protocols_change_the_score_and_are_said(two_rows: Path) -> None:
         ({"against": "nobody"}, "no row is called 'nobody'"),
         ({"protocol": ("dominance=strict",)}, "no target is called dominance"),
         ({"protocol": ("kind",)}, "unknown protocol 'kind'"),
+        ({"by": "face", "resample": "frames"}, "frames cannot be resampled"),
+        ({"by": "face", "against": "nobody"}, "no row is called 'nobody'"),
     ],
 )
 def test_options_that_cannot_be_used(changes: dict[str, Any], message: str, two_rows: Path) -> None:

@@ -196,3 +196,33 @@ def test_rows_and_frames_are_counted_by_time() -> None:
 def test_a_sparse_trace_lacks_no_row() -> None:
     assert trace([0.5] * 3, is_dense=False).count(np.arange(10) / 10) == RowCount(3, 10, 0, 0)
     assert trace([0.5] * 12, is_dense=False).count(np.arange(10) / 10) == RowCount(12, 10, 2, 0)
+
+
+def test_times_in_milliseconds_are_refused() -> None:
+    times_s = np.arange(100) / 25
+    in_ms = Annotation(("valence",), np.zeros((100, 1)), times_s * 1000)
+    with pytest.raises(RecordingError, match=r"ratings reach to 3960 s, the video to 3\.960 s; are they in seconds"):
+        in_ms.at(times_s)
+    late = Annotation(("valence",), np.zeros((2, 1)), np.array([0.0, 60.0]))
+    assert (late.at(times_s) == 0).all()  # a trace may outlast an excerpt
+
+
+def test_a_frame_at_the_time_of_a_row_has_its_rating_beside_unrated_ones() -> None:
+    times_s = np.arange(300) * (1 / 30) + 1e-9  # as products of a time stamp and its unit
+    values = np.arange(300.0)
+    values[np.arange(300) // 10 % 2 == 1] = NAN
+    for stamps_s in (np.arange(300) / 30, np.round(np.arange(300) / 30, 3)):
+        annotation = Annotation(("valence",), values[:, None], stamps_s)
+        frame_target = annotation.at(times_s)[:, 0]
+        np.testing.assert_array_equal(np.isnan(frame_target), np.isnan(values))
+        assert annotation.count(times_s) == RowCount(300, 300, 0, 0)
+    shifted = Annotation(("valence",), values[:, None], np.arange(300) / 30 + 0.01)  # no frame is at a row's time
+    assert np.isnan(shifted.at(times_s)).sum() > np.isnan(values).sum()
+
+
+def test_rows_are_those_of_the_file() -> None:
+    spread = np.full((91, 1), NAN)
+    spread[::10] = 1.0
+    sparse = Annotation(("valence",), spread, is_dense=False, num_rows=10)
+    assert sparse.count(np.arange(91) / 25) == RowCount(10, 91, 0, 0)
+    assert sparse.count(np.arange(88) / 25) == RowCount(10, 88, 1, 0)

@@ -56,6 +56,7 @@ def test_other_partitions_are_not_scored(tmp_path: Path) -> None:
     ("changes", "message"),
     [
         ({"fingerprint": "beef"}, r"different feature caches: cafe0123 \(.*/a\) and beef \(.*/b\); report each by"),
+        ({"features": "other"}, r"different states of that cache:  \(.*/a\) and other \(.*/b\)"),
         ({"dataset": "other"}, r"different data sets: demo \(.*/a\) and other \(.*/b\)"),
         ({"targets": ("valence",)}, r"different targets: valence, arousal \(.*/a\) and valence \(.*/b\)"),
         ({"seed": 0}, r"/a and .*/b are the same training, seed 0; give one of them"),
@@ -99,7 +100,8 @@ def make_folds(place: Path, seed: int, num_folds: int = 3, missing: int | None =
     for index in range(num_folds):
         if index != missing:
             fold = {"num_clips": 16, "fold": f"{index + 1}/{num_folds}"}
-            make_run(place / f"{seed}-{index}", seed=seed, options=fold, predictions=everything[index : index + 1])
+            held_out, revision = everything[index : index + 1], f"code {index}"
+            make_run(place / f"{seed}-{index}", seed=seed, options=fold, predictions=held_out, revision=revision)
     return everything
 
 
@@ -110,6 +112,7 @@ def test_the_folds_of_a_seed_are_one_run(tmp_path: Path) -> None:
     assert (row.seeds, row.options, num_incomplete) == ((0, 1), "", 0)
     assert [place.name for place in row.runs[1].places] == ["1-0", "1-1", "1-2"]
     assert row.runs[0].recordings == ("recording 0", "recording 1", "recording 2")
+    assert row.revisions == ["code 0", "code 1", "code 2"]
 
 
 def test_rows_with_and_without_folds_are_told_apart(tmp_path: Path) -> None:
@@ -146,6 +149,8 @@ def test_a_row_is_divided_without_a_frame_lost(by: str, tmp_path: Path) -> None:
     make_run(tmp_path, predictions=predictions)
     (row,), _ = score([tmp_path], by=by)
     parts = row.divided(by)
+    whole = parts.pop("all frames") if by in ("face", "coverage") else row
+    assert whole.values("ccc", "valence") == row.values("ccc", "valence")
     assert sum(part.num_scored("valence") for part in parts.values()) == row.num_scored("valence")
     assert len(parts) == {"recording": 3, "subject": 3, "face": 2, "coverage": 4}[by]
     if by == "recording":
@@ -169,3 +174,18 @@ def test_every_protocol_scores_by_its_own_frames(tmp_path: Path) -> None:
     assert mixed.num_scored("valence") == sum((120, 75, 200))  # the release scores every frame
     assert mixed.num_scored("arousal") == strict.num_scored("arousal") < strict.runs[0].num_frames
     assert mixed.values("ccc", "valence") != strict.values("ccc", "valence")
+
+
+def test_subjects_are_not_recordings(tmp_path: Path) -> None:
+    predictions = [Predictions(**{**vars(item), "subject": "one"}) for item in make_predictions(0.3, 0)]
+    make_run(tmp_path, predictions=predictions)
+    (row,), _ = score([tmp_path])
+    assert (list(row.divided("subject")), len(row.divided("recording"))) == (["one"], 3)
+
+
+def test_smoothing_takes_a_protocol_that_smooths(tmp_path: Path) -> None:
+    make_run(tmp_path)
+    with pytest.raises(UsageError, match="--smoothing 3 applies to the smoothed protocol; add --protocol smoothed"):
+        score([tmp_path], smoothing=["3"])
+    (row,), _ = score([tmp_path], ["smoothed"], ["valence=0.5"])
+    assert row.evaluation.smoothing_s == {"valence": 0.5, "arousal": 1.0}

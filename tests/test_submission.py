@@ -33,7 +33,7 @@ def values_of(rows: list[list[str]]) -> np.ndarray:
 
 
 def test_both_kinds_hold_every_frame(tmp_path: Path) -> None:
-    assert write_submission(tmp_path / "submission", VIDEOS) == 341
+    assert write_submission(tmp_path / "submission", VIDEOS, Template()) == 341
     everything = read_rows(tmp_path / "submission" / "predictions.txt")
     assert everything[0] == ["image_location", "valence", "arousal"]
     places = [f"{video.recording}/{frame:05d}.jpg" for video in VIDEOS for frame in range(1, len(video.time_s) + 1)]
@@ -49,7 +49,7 @@ def test_both_kinds_hold_every_frame(tmp_path: Path) -> None:
 
 
 def test_a_videos_file_reads_back_as_an_annotation(tmp_path: Path) -> None:
-    write_submission(tmp_path / "submission", VIDEOS)
+    write_submission(tmp_path / "submission", VIDEOS, Template())
     challenge = tmp_path / "corpus" / "annotations" / "VA_Estimation_Challenge"
     (challenge / "Validation_Set").mkdir(parents=True)
     (tmp_path / "submission" / "videos").rename(challenge / "Train_Set")
@@ -73,6 +73,22 @@ def test_the_organisers_images_and_no_others(tmp_path: Path) -> None:
     expected = [by_name[video][min(frame, len(by_name[video])) - 1] for video, frame in listed]
     np.testing.assert_allclose(values_of(rows[1:]), expected, rtol=0, atol=5.1e-6)
     assert not (tmp_path / "submission" / "videos" / "a video.txt").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("valence,arousal\n" + "0,0\n" * 99, 99),
+        ("Valence,Arousal\n" + "0,0\n" * 99, 99),
+        ("valence\tarousal\r\n" + "0\t0\r\n" * 99, 99),
+        ("\ufeffvalence,arousal\n" + "0,0\n" * 99 + "\n\n", 99),
+        ("0.1,0.2\n" * 99, 99),  # without a header
+        ("", 0),
+    ],
+)
+def test_rows_are_counted_below_any_header(text: str, expected: int, tmp_path: Path) -> None:
+    (tmp_path / "video.txt").write_text(text)
+    assert read_template(tmp_path).rows == {"video": expected}
 
 
 @pytest.mark.parametrize("difference", [-2, -1, 0, 1, 2])
@@ -111,13 +127,13 @@ def test_a_video_that_was_not_predicted_is_named(tmp_path: Path) -> None:
 def test_a_folder_that_holds_something_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("mine")
     with pytest.raises(UsageError, match="is there already; give a folder that is new or empty"):
-        write_submission(tmp_path, VIDEOS)
+        write_submission(tmp_path, VIDEOS, Template())
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
 def test_other_targets_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="is of valence, arousal; these predictions are of fatigue: use --csv"):
-        write_submission(tmp_path / "submission", [item("a", 3, ("fatigue",))])
+        write_submission(tmp_path / "submission", [item("a", 3, ("fatigue",))], Template())
 
 
 @pytest.mark.parametrize(

@@ -545,3 +545,22 @@ def test_a_fold_is_held_out(tmp_path: Path) -> None:
     assert len(folders) == 1
     with pytest.raises(UsageError, match="9 folds of 8 subjects"):
         train(options(tmp_path, epochs=1, fold="1/9"))
+
+
+def test_what_is_held_out_is_not_trained_on(tmp_path: Path) -> None:
+    store = toy_cache(tmp_path)
+    for index in (1, 2, 3):
+        data = train_module._load_data(options(tmp_path, fold=f"{index}/3"), store)
+        trained, held_out = ({item.name for item in part.recordings} for part in (data.train, data.validation))
+        assert held_out
+        assert not trained & held_out
+        assert len(trained | held_out) == 8
+
+
+def test_a_fold_without_ratings_is_named(tmp_path: Path) -> None:
+    store = FeatureCache.create(tmp_path, toy_spec(), {})
+    for number in range(3):
+        add_recording(store, f"{number}", "train", 30, seed=number, rated=number > 0)
+    with pytest.raises(UsageError, match=r"fold ./3, as the validation partition, of .* has no ratings of 'valence'"):
+        for fold in ("1/3", "2/3", "3/3"):
+            train(options(tmp_path, epochs=1, fold=fold))

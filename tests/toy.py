@@ -1,5 +1,6 @@
 """A small feature cache whose targets follow from its features, for tests of everything behind the cache."""
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -39,10 +40,12 @@ def add_recording(
     seed: int,
     rated: bool = True,
     frame_target: np.ndarray | None = None,
+    file: str | None = None,
 ) -> dict[str, np.ndarray]:
     """Add a recording in which valence shows in the map and arousal in the sound; return its arrays.
 
-    Its ratings are a random walk, or `frame_target`, with NaN where unrated.
+    Its ratings are a random walk, or `frame_target`, with NaN where unrated. It stems from a file of its own, unless
+    `file` says that others share it.
     """
     rng = np.random.default_rng(seed)
     num_frames = num_clips * HOP + 3
@@ -58,6 +61,7 @@ def add_recording(
     audio = rng.normal(scale=0.3, size=(num_clips, AUDIO)) + at_end[:, 1, None]
     if not rated:
         frame_target[:] = np.nan
+    frame_target = frame_target[:, : len(store.spec.targets)]
     arrays = {
         "target": frame_target[end_frame],
         "face_share": np.clip(rng.uniform(0.5, 1.5, num_clips), 0, 1).astype(np.float32),
@@ -68,7 +72,8 @@ def add_recording(
         "frame_face": rng.uniform(size=num_frames) > 0.1,
         "frame_face_probability": np.ones(num_frames, np.float32),
     }
-    with RecordingWriter(store, name, Source(partition, name, f"{name}.mp4", "0" * 64, None)) as writer:
+    digest = hashlib.sha256((file or name).encode()).hexdigest()
+    with RecordingWriter(store, name, Source(partition, name, f"{name}.mp4", digest, None)) as writer:
         writer.begin(num_clips)
         writer.append(video.astype(np.float32), audio.astype(np.float32))
         writer.commit(arrays, fps=FPS)

@@ -49,7 +49,7 @@ from avfuse.terminal import make_console
 from avfuse.train import TrainProgress, TrainSummary, train
 
 GRIDS_FILE = Path(__file__).with_name("grids.toml")
-BY_THE_GRID = ("head", "head_option", "as_json")  # options of fuse-train that are not the user's here
+BY_THE_GRID = ("head", "head_option", "fold", "as_json")  # options of fuse-train that are not the user's here
 FROM_THE_CACHE = ("targets", "audio_size", "video_size", "map_size", "num_clips")  # arguments that no row gives
 TELL_EVERY_S, LINE_EVERY_S, PATIENCE_S = 0.25, 30.0, 10.0
 spawn = multiprocessing.get_context("spawn")

@@ -13,7 +13,6 @@ from avfuse.corpora._tree import name_below
 from avfuse.schema import Annotation, AnnotationError, Range, UsageError
 
 FILES = ("manifest.csv", "manifest.tsv")
-_EXAMPLE = "path,subject,partition,annotation"
 _KNOWN = ("path", *IDENTITY, "annotation")
 
 
@@ -91,7 +90,7 @@ def read_manifest(root: Path, path: Path) -> Manifest:
 
 def _read(root: Path, path: Path) -> Manifest:
     faults = Faults(path)
-    table = read_table(path, faults, ("path",), _EXAMPLE)
+    table = read_table(path, faults, ("path",), _KNOWN)
     clock, ratings = _check_columns(table)
     rows = _rows_of_videos(root, table, faults)
     if not ratings:

@@ -5,6 +5,7 @@ linearly between the two rows around a frame; a frame before the first row, behi
 which one is unrated is unrated. With indices of frames, or without a clock, a row rates its frame and no other.
 """
 
+import logging
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,9 +19,18 @@ from avfuse.corpora._traces import Row, add_outside, parse_numbers, split_rows
 from avfuse.corpora._tree import normal_name
 from avfuse.schema import Annotation, Range
 
+log = logging.getLogger(__name__)
+
 CLOCKS = {"time": "time", "timestamp": "time", "frametime": "time", "frame_time": "time", "frame": "frame"}
 MAX_FRAMES = 10_000_000
 _INSTANCE = "name"
+# What such columns are called, letters and digits alone, that hold a clock or number the rows, and no ratings.
+_UNIT = "(s|secs?|seconds?|ms|msecs?|milliseconds?)"
+_INDEX = "(number|num|no|nr|id|idx|index)s?"
+_LIKE_A_CLOCK = re.compile(
+    rf"(t|start|end|begin|(start|end|begin|frame)?time(stamp)?s?)?{_UNIT}?|frames?|(frame|segment|row|sample)s?{_INDEX}"
+    rf"|{_INDEX}|segments?|rows?|onset|offset|duration|date|datetime|clock|unnamed\d*"
+)
 _TARGET_NAME = re.compile(r"[^\W\d][\w .+-]*")
 
 
@@ -45,7 +55,7 @@ def parse_header(path: Path, line: str) -> Header:
     Raises
     ------
     AnnotationError
-        If it names no targets, one of them twice, or a clock among them.
+        If it names no targets, one of them twice, or a clock among them, even by a name that is none of `CLOCKS`.
     """
     separator = separator_of(path, line)
     names = tuple(normal_name(field.strip()) for field in line.split(separator))
@@ -53,15 +63,25 @@ def parse_header(path: Path, line: str) -> Header:
     rest = names[1:] if has_instance else names
     clock = CLOCKS.get(rest[0].lower()) if rest else None
     targets = rest if clock is None else rest[1:]
-    expected = "a header that names the targets, for example 'time,valence,arousal'"
-    if not targets or not all(_TARGET_NAME.fullmatch(name) for name in targets):
-        remedy = f"write the names of the columns, separated by {'s, '.join(SEPARATORS.values())}s, first"
-        if '"' in line or "'" in line:
-            remedy = "write the names of the columns without quotes"
+    if remedy := _header_remedy(line, targets):
+        expected = "a header that names the targets, for example 'time,valence,arousal'"
         raise invalid(path, 1, expected, shown(line), remedy)
-    if len(set(targets)) < len(targets) or any(name.lower() in (*CLOCKS, _INSTANCE) for name in targets):
-        raise invalid(path, 1, expected, shown(line), "name every target once, and put 'time' or 'frame' first")
     return Header(separator, names, has_instance, clock, targets)
+
+
+def _header_remedy(line: str, targets: Sequence[str]) -> str | None:
+    """Return what to do about a header, None if it is good."""
+    if '"' in line or "'" in line:
+        return "write the names of the columns without quotes"
+    for name in targets:
+        if name.lower() not in CLOCKS and _LIKE_A_CLOCK.fullmatch(re.sub(r"[\W_]", "", name.casefold())):
+            accepted = "'time' (in seconds), or 'frame' (from 0)"
+            return f"if {shown(name)} is the clock, put it first and call it {accepted}, else remove the column"
+    if not targets or not all(_TARGET_NAME.fullmatch(name) for name in targets):
+        return f"write the names of the columns, separated by {'s, '.join(SEPARATORS.values())}s, first"
+    if len(set(targets)) < len(targets) or any(name.lower() in (*CLOCKS, _INSTANCE) for name in targets):
+        return "name every target once, and put 'time' or 'frame' first"
+    return None
 
 
 def read_trace(path: Path, targets: tuple[str, ...], ranges: Sequence[Range | None]) -> Annotation:
@@ -109,7 +129,10 @@ def series(
         return Annotation(targets, values_FE)
     if clock == "time":
         return Annotation(targets, values_FE, time_s=values[:, 0])
-    return Annotation(targets, _spread(values[:, 0], values_FE), is_dense=False)
+    frame_F = values[:, 0]
+    if frame_F[0] == 1 and frame_F[-1] == len(rows):
+        log.warning("%s: frames count from 0; these begin at 1, and as many follow as there are rows", faults.path)
+    return Annotation(targets, _spread(frame_F, values_FE), is_dense=False, num_rows=len(rows))
 
 
 def _check_instance(faults: Faults, rows: Sequence[Row]) -> None:

@@ -17,10 +17,12 @@ class Shares:
     test: float
     split_seed: int
 
-    def draw(self, subjects: Iterable[str]) -> dict[str, str]:
-        """Return the partition of each subject; raises like `split_by_subject`."""
+    def draw(self, subjects: Iterable[str], remedy: str | None = None) -> dict[str, str]:
+        """Return the partition of each subject; raises like `split_by_subject`, with what to do about too few."""
         names = sorted(set(subjects))
-        partitions = split_by_subject(names, self.validation, self.test, self.split_seed)
+        partitions = split_by_subject(
+            names, self.validation, self.test, self.split_seed, remedy=remedy or "add subjects"
+        )
         return dict(zip(names, partitions, strict=True))
 
     def refuse(self, declared: str) -> None:

@@ -7,7 +7,7 @@ corpus, as it would put a person into the wrong partition; what is wrong with a 
 import csv
 import os
 import unicodedata
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,7 +38,7 @@ class Table:
         return None if index is None else normal_name(row.fields[index])
 
 
-def read_table(path: Path, faults: Faults, required: Collection[str], example: str) -> Table:
+def read_table(path: Path, faults: Faults, required: Collection[str], known: Sequence[str]) -> Table:
     """Read a table; rows that cannot be split become faults and are left out.
 
     Parameters
@@ -47,9 +47,9 @@ def read_table(path: Path, faults: Faults, required: Collection[str], example: s
     faults : Faults
         Of the file, to be added to.
     required : collection of str
-        Columns that there must be, in any order.
-    example : str
-        A good header, for messages.
+        Those of the known columns that there must be, in any order.
+    known : sequence of str
+        The columns whose names may be written in any case, in the order of a good header. Others keep their case.
 
     Raises
     ------
@@ -58,13 +58,14 @@ def read_table(path: Path, faults: Faults, required: Collection[str], example: s
     """
     lines = read_lines(path)
     separator = separator_of(path, lines[0])
-    columns = tuple(normal_name(field) for field in _split(lines[0], separator) or ())
+    names = (normal_name(field) for field in _split(lines[0], separator) or ())
+    columns = tuple(name.lower() if name.lower() in known else name for name in names)
     missing = [column for column in required if column not in columns]
     if missing or len(set(columns)) < len(columns):
         remedy = f"add the column {', '.join(missing)}" if missing else "name every column once"
         if len(missing) == len(required):
             remedy = "write the header as the first line"
-        raise invalid(path, 1, f"a header like '{example}'", shown(lines[0]), remedy)
+        raise invalid(path, 1, f"a header like '{','.join(known)}'", shown(lines[0]), remedy)
     while not lines[-1].strip():
         lines.pop()
     if len(lines) == 1:

@@ -3,14 +3,17 @@
 import logging
 import os
 import unicodedata
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from avfuse.corpora import VIDEO_SUFFIXES
 from avfuse.schema import UsageError
 
 log = logging.getLogger(__name__)
+
+_LEFT_BY_ARCHIVES = "__MACOSX"  # holds a hidden file for each one that was packed
 
 
 @dataclass(frozen=True)
@@ -21,29 +24,30 @@ class Tree:
     folders: list[Path]
 
 
-def tree_of(root: Path, suffixes: Sequence[str], closed: Collection[str] = ()) -> Tree:
+def tree_of(root: Path, suffixes: Sequence[str], closed: str = "") -> Tree:
     """Return what lies below `root`, but for hidden files and folders and links that lead out of it.
 
-    Linked folders are not entered. One walk, which costs files of other kinds no more than their name.
+    The folders __MACOSX of unpacked archives count as hidden. Linked folders are not entered. One walk, which costs
+    files of other kinds no more than their name.
 
     Parameters
     ----------
     root : Path
     suffixes : sequence of str
         Endings of the files to return, in lower case.
-    closed : collection of str
-        Names of folders that are listed but not entered.
+    closed : str
+        Pattern of the names of folders that are listed but not entered; none if empty.
     """
     home, endings = Path(os.path.realpath(root)), tuple(suffixes)
     files, folders, num_left_out = [], [], 0
     unread: list[OSError] = []
     for folder, inside, names in os.walk(root, onerror=unread.append):
         here = Path(folder)
-        inside[:] = [name for name in inside if not name.startswith(".")]
+        inside[:] = [name for name in inside if not is_hidden(name)]
         linked = {name for name in inside if (here / name).is_symlink()}
         num_left_out += len(linked)
         folders += [here / name for name in inside if name not in linked]
-        inside[:] = [name for name in inside if name not in closed and name not in linked]
+        inside[:] = [name for name in inside if not fnmatchcase(name, closed) and name not in linked]
         for name in names:
             if name.startswith(".") or not name.lower().endswith(endings):
                 continue
@@ -58,6 +62,11 @@ def tree_of(root: Path, suffixes: Sequence[str], closed: Collection[str] = ()) -
         found = f"{len(unread)}, such as {unread[0].filename} ({unread[0].strerror})"
         log.warning("%s: folders that cannot be read, left out: %s; check their permissions", root, found)
     return Tree(sorted(files), sorted(folders))
+
+
+def is_hidden(folder: str) -> bool:
+    """Tell whether a folder of this name holds nothing of a data set."""
+    return folder.startswith(".") or folder == _LEFT_BY_ARCHIVES
 
 
 def videos_below(root: Path, files: Sequence[Path]) -> dict[str, Path]:

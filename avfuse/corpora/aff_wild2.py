@@ -1,7 +1,8 @@
 """Aff-Wild2 as its valence-arousal challenges hand it out (Kollias & Zafeiriou, arXiv 1811.07770, 2202.10659)."""
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import ClassVar
 
@@ -10,7 +11,7 @@ import numpy as np
 from avfuse.corpora import VIDEO_SUFFIXES, Corpus
 from avfuse.corpora._text import Faults, read_lines, shown
 from avfuse.corpora._traces import parse_numbers, split_rows
-from avfuse.corpora._tree import normal_name, tree_of
+from avfuse.corpora._tree import is_hidden, normal_name, tree_of
 from avfuse.schema import SIDES, Annotation, AnnotationError, Recording, UsageError
 
 log = logging.getLogger(__name__)
@@ -20,9 +21,10 @@ _HEADER = "valence,arousal"
 _ANNOTATIONS = "annotations"
 _CHALLENGES = ("VA_Estimation_Challenge", "VA_Set")  # from the third challenge on, and before
 _PARTITION_FOLDERS = {"train": "Train_Set", "validation": "Validation_Set"}
-_CROPS = "cropped_aligned"
+_CROPS = "cropped_aligned*"  # later videos came in a folder of their own
 _TEST_FOLDER = "names_of_videos_in_each_test_set"
 _TEST_PATTERN = "*Valence_Arousal*.txt"
+_TEST_LIST = "*valence_arousal*test_set*.txt"  # in any case, in whatever folder
 
 
 class AffWild2Corpus(Corpus):
@@ -38,8 +40,13 @@ class AffWild2Corpus(Corpus):
     name.
 
     Of a video that shows two people each is a recording, ``<video>_left`` and ``<video>_right``. Where no video has
-    that name, its path is that of ``<video>``, with the side that is meant; both have the same sound. The organisers'
-    aligned images of a recording are those in ``cropped_aligned/<name>``, anywhere under the root, if they are there.
+    that name, its path is that of ``<video>``, with the side that is meant; both have the same sound. Where
+    ``<video>`` itself is annotated beside one of them, it is of the person on the other side. The organisers' aligned
+    images of a recording are those in ``cropped_aligned/<name>``, anywhere under the root, if they are there; the
+    name of that folder may go on, as ``cropped_aligned_new_50_vids`` does.
+
+    The test lists lie in a folder ``names_of_videos_in_each_test_set``, or anywhere outside the annotations under a
+    name like ``Valence_Arousal_Estimation_Challenge_test_set_release.txt``.
 
     Raises
     ------
@@ -51,7 +58,7 @@ class AffWild2Corpus(Corpus):
     layout: ClassVar[str] = (
         f"one folder {' or '.join(_CHALLENGES)} with {{Train_Set,Validation_Set}}/<video>.txt with the header "
         f"'{_HEADER}', the videos anywhere else under the root, and optionally {_CROPS}/<video>/00001.jpg and "
-        f"{_TEST_FOLDER}/{_TEST_PATTERN}"
+        f"{_TEST_FOLDER}/{_TEST_PATTERN} or {_TEST_LIST}"
     )
     targets = ("valence", "arousal")
     ranges = ((-1.0, 1.0), (-1.0, 1.0))
@@ -59,11 +66,11 @@ class AffWild2Corpus(Corpus):
     def __init__(self, root: Path) -> None:
         if not root.is_dir():
             raise UsageError(f"{root} is not a folder; give the root folder of Aff-Wild2")
-        tree = tree_of(root, (".txt", *VIDEO_SUFFIXES), closed=(_CROPS,))
+        tree = tree_of(root, (".txt", *VIDEO_SUFFIXES), closed=_CROPS)
         home, folders = _find_annotations(root, tree.folders)
         traces = _find_traces(root, folders, tree.files)
         partitions = {name: partition for partition, paths in traces.items() for name in paths}
-        for name in _test_names(tree.files):
+        for name in _test_names(home, tree.files):
             if name in partitions:
                 raise UsageError(f"{name} is in the test list and in the {partitions[name]} set; leave it in one")
             partitions[name] = "test"
@@ -167,11 +174,12 @@ def _find_traces(root: Path, folders: dict[str, Path], files: Sequence[Path]) ->
     return traces
 
 
-def _test_names(files: Iterable[Path]) -> list[str]:
+def _test_names(home: Path, files: Iterable[Path]) -> list[str]:
     """Return the names in the test lists, one per line, each once."""
     names: dict[str, None] = {}
     for path in files:
-        if path.parent.name != _TEST_FOLDER or not path.match(_TEST_PATTERN):
+        is_listed = path.parent.name == _TEST_FOLDER and path.match(_TEST_PATTERN)
+        if not is_listed and (path.is_relative_to(home) or not fnmatchcase(path.name.lower(), _TEST_LIST)):
             continue
         try:
             lines = read_lines(path)
@@ -197,7 +205,7 @@ def _find_videos(
         if is_video and not path.is_relative_to(home) and _ANNOTATIONS not in path.relative_to(root).parts[:-1]:
             found.setdefault(normal_name(path.stem), []).append(path)
     videos: dict[str, tuple[Path, str | None]] = {}
-    used: set[str] = set()
+    sides: dict[str, list[str]] = {}
     for name in wanted:
         both, _, side = name.rpartition("_")
         shared = name not in found and side in SIDES and both in found
@@ -206,8 +214,12 @@ def _find_videos(
         if len(paths) > 1:
             raise UsageError(f"two videos are named {file}: {paths[0]} and {paths[1]}; remove one")
         videos[name] = paths[0], side if shared else None
-        used.add(file)
-    num_other = sum(len(paths) for name, paths in found.items() if name not in used)
+        sides.setdefault(file, []).extend([side] if shared else [])
+    for file, taken in sides.items():
+        if len(taken) == 1 and file in videos:
+            (other,) = set(SIDES) - set(taken)
+            videos[file] = videos[file][0], other
+    num_other = sum(len(paths) for name, paths in found.items() if name not in sides)
     if num_other:
         log.warning("%s: videos neither annotated nor in a test list, left out: %d", root, num_other)
     return videos
@@ -216,13 +228,20 @@ def _find_videos(
 def _find_crops(folders: Iterable[Path]) -> dict[str, Path]:
     """Return {name: folder of its aligned images}; the images themselves are not looked at."""
     crops: dict[str, Path] = {}
-    for folder in folders:
-        if folder.name != _CROPS:
-            continue
-        for path in sorted(folder.iterdir()):
-            if path.name.startswith(".") or path.is_symlink() or not path.is_dir():
-                continue
-            first = crops.setdefault(normal_name(path.name), path)
-            if first is not path:
-                raise UsageError(f"two folders of aligned images are named {path.name}: {first} and {path}; remove one")
+    for path in _image_folders(folder for folder in folders if fnmatchcase(folder.name, _CROPS)):
+        first = crops.setdefault(normal_name(path.name), path)
+        if first is not path:
+            raise UsageError(f"two folders of aligned images are named {path.name}: {first} and {path}; remove one")
     return crops
+
+
+def _image_folders(folders: Iterable[Path]) -> Iterator[Path]:
+    """Yield the folders in those of aligned images, also where an archive of that name was unpacked into another."""
+    for folder in folders:
+        for path in sorted(folder.iterdir()):
+            if is_hidden(path.name) or path.is_symlink() or not path.is_dir():
+                continue
+            if fnmatchcase(path.name, _CROPS):
+                yield from _image_folders([path])
+            else:
+                yield path

@@ -15,19 +15,20 @@ from avfuse.corpora._tree import tree_of, videos_below
 from avfuse.schema import Annotation, AnnotationError, Recording, UsageError
 
 _FILE = "ratings.csv"
-_HEADER = "recording,subject,partition,start,end,value"
 _INTERVAL = ("start", "end", "value")
 _REQUIRED = ("recording", "subject", *_INTERVAL)
+_KNOWN = ("recording", *IDENTITY, *_INTERVAL)
+_HEADER = ",".join(_KNOWN)
 
 
 class FatigueCorpus(Corpus):
     """Every video under a folder; ``ratings.csv`` at its top has one row per rated interval.
 
     A row names the recording (the path of its video below the root, without suffix), its subject and partition, where
-    the interval starts and ends in seconds on the video's clock, and the rating. The header says which column is
-    which. Every frame from the start up to, but not including, the end has that rating; a frame in no interval is
-    unrated. A video without rows is a test recording without annotation, its subject is its name. A row without a
-    video is still listed, with the path ``<root>/<recording>.mp4``, so that extraction records it as missing.
+    the interval starts and ends in seconds on the video's clock, and the rating. The header says, in any case, which
+    column is which. Every frame from the start up to, but not including, the end has that rating; a frame in no
+    interval is unrated. A video without rows is a test recording without annotation, its subject is its name. A row
+    without a video is still listed, with the path ``<root>/<recording>.mp4``, so that extraction records it as missing.
 
     The column ``partition`` may be left out: then the rated subjects are spread over partitions by their shares.
 
@@ -139,7 +140,8 @@ class FatigueCorpus(Corpus):
             time_s += [start_s, end_s]
             values += [value, np.nan]
         faults.raise_any()
-        return Annotation(self.targets, np.array(values)[:, None], time_s=np.array(time_s), is_stepped=True)
+        values_FE = np.array(values)[:, None]
+        return Annotation(self.targets, values_FE, time_s=np.array(time_s), is_stepped=True, num_rows=len(intervals))
 
     def _interval_fields(self, row: Row) -> list[str]:
         return [self._table.field(row, column) or "" for column in _INTERVAL]
@@ -165,8 +167,8 @@ class FatigueCorpus(Corpus):
 def _read_rows(path: Path) -> tuple[Table, dict[str, list[Row]]]:
     """Return the table, and the rows of each recording in the order of the file."""
     faults = Faults(path)
-    table = read_table(path, faults, _REQUIRED, _HEADER)
-    unknown = [column for column in table.columns if column not in (*_REQUIRED, "partition")]
+    table = read_table(path, faults, _REQUIRED, _KNOWN)
+    unknown = [column for column in table.columns if column not in _KNOWN]
     if unknown:
         raise invalid(path, 1, f"only the columns {_HEADER}", shown(",".join(unknown)), "remove these columns")
     rows: dict[str, list[Row]] = {}
