@@ -35,6 +35,7 @@ from avfuse.schema import ReportTable, UsageError
 from avfuse.terminal import print_json, print_table, set_up_logging, show_progress
 
 EXIT_MACHINE, EXIT_USAGE, EXIT_FAILURES, EXIT_PROBLEMS = 1, 2, 3, 4
+_BEGIN_ANEW = {"audit", "predict", "report"}  # commands that keep nothing when they are stopped
 _BY_SIGNAL = (128 + signal.SIGINT, 128 + signal.SIGTERM)
 
 
@@ -332,7 +333,9 @@ def main() -> NoReturn:
         sys.exit(EXIT_USAGE)
     except SystemExit as leaving:  # said here, where no progress is shown any more that could wipe it away
         if leaving.code in _BY_SIGNAL:
-            click.echo("stopped; what was finished is kept, and the same command goes on from there", err=True)
+            begins_anew = _BEGIN_ANEW & set(sys.argv[:4])
+            kept = "" if begins_anew else "; what was finished is kept, and the same command goes on from there"
+            click.echo(f"stopped{kept}", err=True)
         raise
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads any more: flush into nothing

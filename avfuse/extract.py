@@ -31,7 +31,7 @@ from avfuse.spec import CacheSpec, FileDigests, Source, list_crops
 
 log = logging.getLogger(__name__)
 
-PIPELINE_VERSION = 1  # to be raised whenever the same settings give other features
+PIPELINE_VERSION = 2  # to be raised whenever the same settings give other features
 MAX_LEAKS_NAMED = 3
 
 

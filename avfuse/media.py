@@ -58,6 +58,8 @@ class Timeline:
         When a player starts to show the file, the start of its first stream, in seconds: what ratings count from.
     num_unplaced : int
         Frames that are left out, because another has their time stamp or they carry none.
+    is_ordered : bool
+        Whether decoded frames are recognised by their order instead, as their time stamps are guesses.
     """
 
     frame_time_s: npt.NDArray[np.float64]
@@ -66,6 +68,7 @@ class Timeline:
     variable: bool
     zero_s: float = 0.0
     num_unplaced: int = 0
+    is_ordered: bool = False
 
     @classmethod
     def from_pts(cls, frame_pts: npt.NDArray[np.int64], time_base_s: float) -> Timeline:
@@ -177,13 +180,7 @@ class ClipGrid:
 
 
 def open_file(path: Path) -> Any:
-    """Open a container; to be used in a ``with`` statement.
-
-    Raises
-    ------
-    RecordingError
-        With reason ``missing_file`` or ``unreadable``.
-    """
+    """Open a container, for a ``with`` statement; raises `RecordingError`: ``missing_file`` or ``unreadable``."""
     if not path.is_file():
         raise RecordingError("missing_file", f"{path} does not exist")
     if path.stat().st_size == 0:
@@ -220,6 +217,8 @@ def probe(path: Path, on_packet: Callable[[], object] = lambda: None) -> Timelin
         time_base_s = float(stream.time_base)
         num_advertised = stream.frames if "mov" in container.format.name else 0  # elsewhere the header may only guess
         zero_s = max(0, container.start_time or 0) / av.time_base
+        # An AVI stores frames as they are coded and stamps none: where B-frames stand between, FFmpeg guesses wrongly.
+        may_be_guessed = "avi" in container.format.name and stream.codec_context.has_b_frames
     if any(value is None for value in pts):
         # Containers such as AVI may carry decoding times only; the presentation times then come from decoding.
         pts = [frame.pts for frame in _decode(path, on_packet)]
@@ -231,11 +230,13 @@ def probe(path: Path, on_packet: Callable[[], object] = lambda: None) -> Timelin
     if num_unstamped > MAX_UNSTAMPED_SHARE * len(pts):
         raise RecordingError(
             "unreadable",
-            f"{path}: {num_unstamped} of {len(pts)} frames carry no time stamp; rewrite the file, for example with "
-            "ffmpeg -fflags +genpts -i IN -c copy OUT.mkv, or encode it anew where that fails",
+            f"{path}: {num_unstamped} of {len(pts)} frames carry no time stamp; rewrite it, for example with ffmpeg "
+            "-fflags +genpts -i IN -c copy OUT.mkv, or encode it anew where that fails",
         )
-    timeline = Timeline.from_pts(np.array([value for value in pts if value is not None], np.int64), time_base_s)
-    return replace(timeline, zero_s=zero_s, num_unplaced=timeline.num_unplaced + num_unstamped)
+    known = [value for value in pts if value is not None]
+    timeline, is_ordered = Timeline.from_pts(np.array(known, np.int64), time_base_s), known == sorted(known)
+    num_unplaced = timeline.num_unplaced + num_unstamped
+    return replace(timeline, zero_s=zero_s, num_unplaced=num_unplaced, is_ordered=bool(may_be_guessed and is_ordered))
 
 
 def _demux(container: Any, stream: Any, on_packet: Callable[[], object] = lambda: None) -> Iterator[Any]:
@@ -279,13 +280,12 @@ def read_frames(
     RecordingError
         With reason ``unreadable`` when no frame at all can be decoded.
     """
-    num_decoded = 0
-    last = -1
+    num_decoded, last = 0, -1
     for frame in _decode(path):
         num_decoded += 1
-        if frame.pts is None:
+        if frame.pts is None and not timeline.is_ordered:
             continue
-        index = int(np.searchsorted(timeline.frame_pts, frame.pts))
+        index = num_decoded - 1 if timeline.is_ordered else int(np.searchsorted(timeline.frame_pts, frame.pts))
         if index <= last or index >= timeline.num_frames or not wanted_F[index]:
             continue
         last = index

@@ -576,3 +576,24 @@ def test_probing_can_be_ended_at_any_packet(name: str, num_passes: int, tmp_path
     total = count(10**9)
     assert total == num_passes * 121  # the last packet is empty
     assert [count(limit) for limit in (1, 60, total - 1)] == [1, 60, total - 1]
+
+
+@pytest.mark.parametrize(
+    ("suffix", "codec", "is_ordered"), [("avi", "libx264", True), ("avi", "mpeg4", False), ("mp4", "libx264", False)]
+)
+def test_every_frame_between_b_frames_is_read(suffix: str, codec: str, is_ordered: bool, tmp_path: Path) -> None:
+    """In an AVI H.264 frames carry no stamps, and those that FFmpeg guesses are not in the order in which they show."""
+    path = write_video(
+        tmp_path / f"video.{suffix}",
+        np.arange(100) / 25,
+        lambda i: np.full((64, 64, 3), 20 + 2 * i, np.uint8),
+        video_codec=codec,
+        video_options={"bf": "2"},
+    )
+    timeline = media.probe(path)
+    assert (timeline.num_frames, timeline.is_ordered) == (100, is_ordered)
+    read = list(media.read_frames(path, timeline, np.ones(100, np.bool_)))
+    assert [index for index, _ in read] == list(range(100))
+    # The grey levels of a fade, two apart from frame to frame, blurred by coding at low quality in MPEG-4.
+    levels = np.array([pixels.mean() for _, pixels in read])
+    np.testing.assert_allclose(levels, 20 + 2 * np.arange(100), rtol=0, atol=1.9 if codec == "libx264" else 6)
