@@ -310,7 +310,7 @@ def _cells(item: RecordingAudit, findings: Sequence[Finding]) -> tuple[str, ...]
         "/".join(str(stream.num_failed) if stream else NOTHING for stream in (picture, sound)),
         NOTHING if sound is None else f"{100 * sound.silent_share:.0f}",
         NOTHING if ratings is None else f"{ratings.num_rows}",
-        NOTHING if ratings is None else "/".join(f"{100 * share:.0f}" for share in ratings.rated_share.values()),
+        "/".join(f"{100 * share:.0f}" for share in ratings.rated_share.values()) or NOTHING if ratings else NOTHING,
         f"{num_problems}, {len(findings) - num_problems}",
     )
 
