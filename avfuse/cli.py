@@ -333,7 +333,7 @@ def main() -> NoReturn:
         sys.exit(EXIT_USAGE)
     except SystemExit as leaving:  # said here, where no progress is shown any more that could wipe it away
         if leaving.code in _BY_SIGNAL:
-            begins_anew = _BEGIN_ANEW & set(sys.argv[:4])
+            begins_anew = next((word for word in sys.argv[1:] if word[:1] != "-"), "") in _BEGIN_ANEW
             kept = "" if begins_anew else "; what was finished is kept, and the same command goes on from there"
             click.echo(f"stopped{kept}", err=True)
         raise

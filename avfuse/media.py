@@ -6,8 +6,7 @@ follows from the PTS of its packet. Nothing is ever computed as ``index / fps`` 
 `probe` reads the packets once without decoding and lays a `Timeline`: the presentation time of every frame, and a
 regular grid of slots on which clips are cut. With a constant frame rate slot i is frame i. With a variable one the
 slots are laid in seconds at the mean frame rate, and a slot shows the last frame presented by then. `ClipGrid` cuts the
-slots into clips. `read_frames` and `SoundReader` then stream the pixels and the sound: neither holds more than a few
-frames or seconds at a time, however long the recording.
+slots into clips. `read_frames` and `SoundReader` then stream pixels and sound, a few frames or seconds at a time.
 """
 
 from __future__ import annotations
@@ -59,7 +58,7 @@ class Timeline:
     num_unplaced : int
         Frames that are left out, because another has their time stamp or they carry none.
     is_ordered : bool
-        Whether decoded frames are recognised by their order instead, as their time stamps are guesses.
+        Whether decoded frames are recognised by their decoding times instead, as the others are guesses.
     """
 
     frame_time_s: npt.NDArray[np.float64]
@@ -217,8 +216,8 @@ def probe(path: Path, on_packet: Callable[[], object] = lambda: None) -> Timelin
         time_base_s = float(stream.time_base)
         num_advertised = stream.frames if "mov" in container.format.name else 0  # elsewhere the header may only guess
         zero_s = max(0, container.start_time or 0) / av.time_base
-        # An AVI stores frames as they are coded and stamps none: where B-frames stand between, FFmpeg guesses wrongly.
-        may_be_guessed = "avi" in container.format.name and stream.codec_context.has_b_frames
+        # An AVI has no stamps, and begins at 0: FFmpeg may guess late, and wrongly where B-frames stand between.
+        is_avi, has_b_frames = "avi" in container.format.name, stream.codec_context.has_b_frames
     if any(value is None for value in pts):
         # Containers such as AVI may carry decoding times only; the presentation times then come from decoding.
         pts = [frame.pts for frame in _decode(path, on_packet)]
@@ -235,8 +234,9 @@ def probe(path: Path, on_packet: Callable[[], object] = lambda: None) -> Timelin
         )
     known = [value for value in pts if value is not None]
     timeline, is_ordered = Timeline.from_pts(np.array(known, np.int64), time_base_s), known == sorted(known)
-    num_unplaced = timeline.num_unplaced + num_unstamped
-    return replace(timeline, zero_s=zero_s, num_unplaced=num_unplaced, is_ordered=bool(may_be_guessed and is_ordered))
+    zero_s = float(timeline.frame_time_s[0]) if is_avi else zero_s
+    num_unplaced, is_ordered = timeline.num_unplaced + num_unstamped, bool(is_avi and has_b_frames and is_ordered)
+    return replace(timeline, zero_s=zero_s, num_unplaced=num_unplaced, is_ordered=is_ordered)
 
 
 def _demux(container: Any, stream: Any, on_packet: Callable[[], object] = lambda: None) -> Iterator[Any]:
@@ -271,21 +271,22 @@ def _decode_packets(packets: Iterable[Any], path: Path, kind: str) -> Iterator[A
 def read_frames(
     path: Path, timeline: Timeline, wanted_F: npt.NDArray[np.bool_]
 ) -> Iterator[tuple[int, npt.NDArray[np.uint8]]]:
-    """Yield the index and the pixels (Y, X, 3), RGB, upright, of the wanted frames, in order.
-
-    A wanted frame that cannot be decoded is left out.
+    """Yield index and pixels (Y, X, 3), RGB, upright, of the wanted frames that can be decoded, in order.
 
     Raises
     ------
     RecordingError
         With reason ``unreadable`` when no frame at all can be decoded.
     """
-    num_decoded, last = 0, -1
+    num_decoded, last, index, lead = 0, -1, -1, None if timeline.is_ordered else 0
     for frame in _decode(path):
         num_decoded += 1
-        if frame.pts is None and not timeline.is_ordered:
+        stamp = frame.dts if timeline.is_ordered else frame.pts
+        if stamp is None and not timeline.is_ordered:
             continue
-        index = num_decoded - 1 if timeline.is_ordered else int(np.searchsorted(timeline.frame_pts, frame.pts))
+        found = index + 1 + (lead or 0) if stamp is None else int(np.searchsorted(timeline.frame_pts, stamp))
+        lead = found if lead is None else lead  # of the decoding times, which rise with the frames, on their showing
+        index = found - lead
         if index <= last or index >= timeline.num_frames or not wanted_F[index]:
             continue
         last = index

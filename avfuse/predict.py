@@ -119,6 +119,8 @@ def _check_run(place: Path, cache: FeatureCache, partition: str) -> runs.RunReco
             f"{place} was trained on features {record.fingerprint}, {cache.path} holds others; extract the recordings "
             "with the settings of its training, into the same store"
         )
+    if record.fingerprint and record.features != cache.digest(("train", "validation")):
+        log.warning("%s: training or validation recordings of %s have changed since it was trained", place, cache.path)
     if record.options.get("fold") and partition != "test":
         raise UsageError(
             f"{place} held out fold {record.options['fold']} and was trained on others of the {partition} partition; "

@@ -231,9 +231,9 @@ class Annotation:
         """Count how the rows meet frames of the given times, by the same rules as `at`.
 
         By frame, a row without its frame is dropped. By time, a row is dropped that lies before the first frame or
-        behind the last, unless it only ends a step. A frame is without row where no row, or no two rows around it,
-        could rate it; one whose row says "unrated" has a row, and where not every frame is meant to have one, none
-        lacks it.
+        behind the last, unless it only ends a step, or frames are interpolated towards it. A frame is without row where
+        no row, or no two rows around it, could rate it; one whose row says "unrated" has a row, and where not every
+        frame is meant to have one, none lacks it.
         """
         num_values, num_frames = len(self.values_FE), len(frame_time_s)
         num_rows = num_values if self.num_rows is None else self.num_rows
@@ -242,15 +242,21 @@ class Annotation:
             num_dropped = max(0, num_values - num_frames) if self.is_dense else int(is_rated[num_frames:].sum())
             num_without = max(0, num_frames - num_values) if self.is_dense else 0
             return RowCount(num_rows, num_frames, num_dropped, num_without)
-        rounding_s = _CLOCK_ROUNDING_S if self.is_stepped else _STAMP_ROUNDING_S
-        is_outside = self.time_s > frame_time_s[-1] + rounding_s
-        without_F = frame_time_s + rounding_s < self.time_s[0]
+        first_s, last_s = frame_time_s[0], frame_time_s[-1]
         if self.is_stepped:
-            is_outside &= is_rated
-        else:
-            is_outside |= self.time_s < frame_time_s[0] - rounding_s
-            without_F |= frame_time_s > self.time_s[-1] + rounding_s
-        return RowCount(num_rows, num_frames, int(is_outside.sum()), int(without_F.sum()))
+            num_dropped = int((is_rated & (self.time_s > last_s + _CLOCK_ROUNDING_S)).sum())
+            num_without = int((frame_time_s + _CLOCK_ROUNDING_S < self.time_s[0]).sum())
+            return RowCount(num_rows, num_frames, num_dropped, num_without)
+        is_early, is_late = self.time_s < first_s - _STAMP_ROUNDING_S, self.time_s > last_s + _STAMP_ROUNDING_S
+        num_early, num_late = int(is_early.sum()), int(is_late.sum())
+        # Frames before the first row inside, or behind the last, are interpolated towards the next row outside.
+        if num_early < num_values and self.time_s[num_early] > first_s + _STAMP_ROUNDING_S:
+            num_early = max(0, num_early - 1)
+        if num_late < num_values and self.time_s[num_values - num_late - 1] < last_s - _STAMP_ROUNDING_S:
+            num_late = max(0, num_late - 1)
+        is_without_F = frame_time_s + _STAMP_ROUNDING_S < self.time_s[0]
+        is_without_F |= frame_time_s > self.time_s[-1] + _STAMP_ROUNDING_S
+        return RowCount(num_rows, num_frames, num_early + num_late, int(is_without_F.sum()))
 
     def _check_end(self, frame_time_s: npt.NDArray[np.float64]) -> None:
         """Refuse times that reach far beyond the video, as times in milliseconds do."""

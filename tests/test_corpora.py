@@ -566,7 +566,9 @@ LOOKALIKES = {
 @pytest.mark.parametrize("beside", ["train/a", "s1/a"])
 @pytest.mark.parametrize(("instead", "folder"), [(key, name) for key, names in LOOKALIKES.items() for name in names])
 def test_folder_refuses_what_looks_like_a_partition(instead: str, folder: str, beside: str, tmp_path: Path) -> None:
-    message = f"holds a folder '{folder}', which names no partition; call it {instead}, or name partition and subj"
+    message = (
+        f"holds a folder '{folder}', which names no partition; call it {instead} or, if it is a subject, name partition"
+    )
     with pytest.raises(UsageError, match=message):
         rated_folder(tmp_path, beside, "s3/b", f"{folder}/s2/c")
     put(tmp_path, "manifest.csv", f"path,partition\n{folder}/s2/c.mp4,test\n")  # the folder would be the subject

@@ -538,8 +538,8 @@ def test_rows_with_times_are_counted_by_their_times(tmp_path: Path, caplog: pyte
     path.with_suffix(".csv").write_text(f"time,arousal\n{rows}")
     with caplog.at_level(logging.WARNING):
         summary = extract(options(tmp_path / "root"))
-    # 2.4, 2.5, 2.6 and 2.7 s lie behind the last frame; 0, 0.04 and 0.08 s before the first row.
-    assert (summary.num_uneven, summary.num_rows_dropped, summary.num_frames_without_row) == (1, 4, 3)
+    # Towards 2.4 s the last frame is interpolated, 2.5 to 2.7 s rate nothing; 0 to 0.08 s lie before the first row.
+    assert (summary.num_uneven, summary.num_rows_dropped, summary.num_frames_without_row) == (1, 3, 3)
     assert "rows rate frames by their times" in caplog.text
     np.testing.assert_array_equal(np.isnan(only_recording(summary).array("frame_target")[:, 0]), np.arange(60) < 3)
 
@@ -553,9 +553,8 @@ def test_times_of_ratings_count_from_what_a_player_shows(tmp_path: Path) -> None
     rows = "".join(f"{time_s:.1f},{np.sin(time_s):.6f}\n" for time_s in np.arange(0, 2.75, 0.1))
     (folder / "a.csv").write_text(f"time,arousal\n{rows}")
     summary = extract(options(root))
-    # Frames are shown from 0.023 to 2.383 s after the start: of the rows from 0 to 2.7 s, the first and the last four
-    # lie outside.
-    assert (summary.num_uneven, summary.num_rows_dropped, summary.num_frames_without_row) == (1, 5, 0)
+    # Frames are shown from 0.023 to 2.383 s after the start: of the rows from 0 to 2.7 s, the last three rate nothing.
+    assert (summary.num_uneven, summary.num_rows_dropped, summary.num_frames_without_row) == (1, 3, 0)
     recording = only_recording(summary)
     lead_s = 1024 / 44_100  # of the sound's codec, with which the recording begins
     np.testing.assert_allclose(recording.array("frame_time_s"), 1.4 + lead_s + CONSTANT, atol=1e-4)

@@ -597,3 +597,39 @@ def test_every_frame_between_b_frames_is_read(suffix: str, codec: str, is_ordere
     # The grey levels of a fade, two apart from frame to frame, blurred by coding at low quality in MPEG-4.
     levels = np.array([pixels.mean() for _, pixels in read])
     np.testing.assert_allclose(levels, 20 + 2 * np.arange(100), rtol=0, atol=1.9 if codec == "libx264" else 6)
+
+
+def _numbered(i: int) -> npt.NDArray[np.uint8]:
+    """Return a picture whose seven bars say its number in binary."""
+    bars = np.array([(i >> bit & 1) * 235 for bit in range(7)], np.uint8)
+    return np.broadcast_to(bars.repeat(16)[None, :, None], (64, 112, 3)).copy()
+
+
+def _number_of(pixels: npt.NDArray[np.uint8]) -> int:
+    return sum(int(pixels[:, 16 * bit + 4 : 16 * bit + 12].mean() > 120) << bit for bit in range(7))
+
+
+def test_a_damaged_packet_between_b_frames_moves_no_frame_far_behind_it(tmp_path: Path) -> None:
+    options = {"bf": "2", "g": "24", "crf": "10"}
+    path = write_video(tmp_path / "a.avi", np.arange(120) / 25, _numbered, video_codec="libx264", video_options=options)
+    timeline, everything = media.probe(path), np.ones(120, np.bool_)
+    assert [_number_of(pixels) for _, pixels in media.read_frames(path, timeline, everything)] == list(range(120))
+    with av.open(str(path)) as container:
+        places = [(packet.pos, packet.size) for packet in container.demux(video=0) if packet.size]
+    content = bytearray(path.read_bytes())
+    start, size = places[50]
+    content[start + 8 : start + size] = bytes(size - 8)
+    path.write_bytes(content)
+    read = {index: _number_of(pixels) for index, pixels in media.read_frames(path, timeline, everything)}
+    # The group of 24 pictures with the damage is concealed as the decoder may; the others are where they were.
+    behind = [index for index in read if index >= 72]
+    assert len(behind) == 48
+    assert all(read[index] == index for index in behind)
+
+
+def test_ratings_of_an_avi_count_from_its_first_frame(tmp_path: Path) -> None:
+    """It has no time stamps; those that FFmpeg gives its frames may begin an interval late."""
+    for codec in ("libx264", "mpeg4", "mjpeg"):
+        path = write_video(tmp_path / f"{codec}.avi", np.arange(50) / 25, sound_CS=beep(0.5, 2.0), video_codec=codec)
+        # The last stamp, too, may be guessed, up to an interval early.
+        np.testing.assert_allclose(media.probe(path).rated_time_s[:-1], np.arange(49) / 25, rtol=0, atol=1e-6)

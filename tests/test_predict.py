@@ -203,3 +203,15 @@ def test_a_prediction_that_is_not_finite_is_refused(trained, tmp_path: Path, mon
     with pytest.raises(UsageError, match="test-0: a prediction is not finite; a training diverged, leave that run out"):
         predicted(trained[0], [trained[1][0]], tmp_path)
     assert not (tmp_path / "predictions.csv").exists()
+
+
+def test_recordings_that_changed_since_the_training_are_said(trained, tmp_path: Path, caplog) -> None:
+    home, (run, _) = trained
+    predicted(home, [run], tmp_path)
+    assert "have changed since" not in caplog.text
+    record = read_run(run)
+    changed = tmp_path / "run"
+    write_run(changed, type(record)(**{**vars(record), "features": "0" * 64}))
+    (changed / "head.pt").write_bytes((run / "head.pt").read_bytes())
+    predicted(home, [changed], tmp_path)
+    assert "training or validation recordings of" in caplog.text

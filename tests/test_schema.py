@@ -182,7 +182,7 @@ def test_rows_and_frames_are_counted(num_rows: int, num_frames: int, dropped: in
 def test_rows_and_frames_are_counted_by_time() -> None:
     times_s = np.arange(10) / 10  # 0 to 0.9
     by_time = trace([1.0, NAN, 2.0, 3.0], [-0.5, 0.25, 0.55, 1.5])
-    assert by_time.count(times_s) == RowCount(4, 10, 2, 0)
+    assert by_time.count(times_s) == RowCount(4, 10, 0, 0)  # the rows outside stand for the frames at both ends
     late = trace([1.0, 2.0], [0.25, 0.55])
     assert late.count(times_s) == RowCount(2, 10, 0, 7)
     assert int(np.isnan(late.at(times_s)).sum()) == 7
@@ -226,3 +226,30 @@ def test_rows_are_those_of_the_file() -> None:
     sparse = Annotation(("valence",), spread, is_dense=False, num_rows=10)
     assert sparse.count(np.arange(91) / 25) == RowCount(10, 91, 0, 0)
     assert sparse.count(np.arange(88) / 25) == RowCount(10, 88, 1, 0)
+
+
+@pytest.mark.parametrize(
+    ("stamps_s", "dropped"),
+    [
+        ([0.0, 1.0, 2.0], 0),  # the last frame, at 1.96, is interpolated towards 2
+        ([0.0, 1.96, 3.0], 1),
+        ([-1.0, 0.5, 1.96], 0),
+        ([-1.0, 0.0, 1.96], 1),
+        ([-2.0, -1.0, 3.0, 4.0], 2),
+        ([3.0, 4.0], 2),
+        ([-2.0, -1.0], 2),
+        ([0.0, 1.0, 1.9, 2.5, 3.0], 1),
+    ],
+)
+def test_a_row_that_frames_are_interpolated_towards_is_not_dropped(stamps_s: list[float], dropped: int) -> None:
+    times_s = np.arange(50) / 25
+    values = np.arange(float(len(stamps_s)))
+    assert trace(list(values), stamps_s).count(times_s).num_dropped == dropped
+    # A row is used if the targets change with it.
+    whole = trace(list(values), stamps_s).at(times_s)
+    used = 0
+    for row in range(len(stamps_s)):
+        changed = values.copy()
+        changed[row] += 0.5
+        used += not np.array_equal(trace(list(changed), stamps_s).at(times_s), whole, equal_nan=True)
+    assert used == len(stamps_s) - dropped

@@ -22,7 +22,7 @@ _LIKE_PARTITIONS = {
     **dict.fromkeys(("test", "tests", "testing", "tst"), "'test'"),
     **dict.fromkeys(("eval", "evaluation", "holdout", "heldout"), "'validation' or 'test'"),
 }
-_WORDS_BEHIND = re.compile(r"(sets?|data|splits?|partition)$")
+_WORDS_BEHIND = re.compile(r"((sub)?sets?|data|splits?|partition|videos?|clips?|files?)$")
 _MAX_NAMES_SHOWN = 3
 
 
@@ -99,8 +99,8 @@ def _check_folders(root: Path, entries: Iterable[Entry]) -> None:
         instead = _LIKE_PARTITIONS.get(_WORDS_BEHIND.sub("", re.sub(r"[\W_]", "", top.casefold())))
         if partition is None and instead is not None:
             raise UsageError(
-                f"{root} holds a folder {top!r}, which names no partition; call it {instead}, or name partition "
-                "and subject of every video in a manifest.csv"
+                f"{root} holds a folder {top!r}, which names no partition; call it {instead} or, if "
+                "it is a subject, name partition and subject of every video in a manifest.csv"
             )
         if partition is not None and spelled.setdefault(partition, top) != top and not entry.partition:
             both = " and ".join(sorted((spelled[partition], top)))
