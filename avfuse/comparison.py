@@ -14,7 +14,6 @@ import numpy.typing as npt
 
 from avfuse import registry, statistics
 from avfuse.metrics import Metric, Sums
-from avfuse.options import RESAMPLED
 from avfuse.schema import UsageError
 from avfuse.scores import WHOLE, Row, ScoredRun
 from avfuse.statistics import UNDEFINED, Interval
@@ -79,8 +78,6 @@ def compare(
     UsageError
         If `unit` is not what an interval may resample.
     """
-    if unit not in RESAMPLED:
-        raise UsageError(f"cannot resample '{unit}'; known: {', '.join(RESAMPLED)}")
     statistics.check_unit(unit)
     found = {
         (place, metric, target): _compare(row, rival, metric, target, unit, seed)

@@ -24,7 +24,7 @@ from facenet_pytorch import MTCNN
 from PIL import Image
 from torch.nn import functional
 
-from avfuse.schema import MAX_ROW_DIFFERENCE, MAX_ROW_DIFFERENCE_SHARE, SIDES, RecordingError
+from avfuse.schema import SIDES, RecordingError, row_tolerance
 
 log = logging.getLogger(__name__)
 
@@ -248,7 +248,7 @@ class CroppedFaces:
     def __init__(self, images: Mapping[int, Path], num_frames: int) -> None:
         self._images = images
         self._surplus = [path for index, path in images.items() if index >= num_frames]
-        if len(self._surplus) > max(MAX_ROW_DIFFERENCE, MAX_ROW_DIFFERENCE_SHARE * num_frames):
+        if len(self._surplus) > row_tolerance(num_frames):
             found = f"{len(images)} images for {num_frames} frames: are they of this video?"
             raise RecordingError("missing_crops", f"{self._surplus[0].parent}: {found}")
         self.num_frames = num_frames

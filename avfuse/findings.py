@@ -16,8 +16,6 @@ from avfuse.inspection import SILENCE_DBFS, Inspection, Picture, Sound
 from avfuse.media import Timeline
 from avfuse.schema import (
     FAILURE_REASONS,
-    MAX_ROW_DIFFERENCE,
-    MAX_ROW_DIFFERENCE_SHARE,
     PARTITIONS,
     Annotation,
     AnnotationError,
@@ -25,6 +23,7 @@ from avfuse.schema import (
     Recording,
     RecordingError,
     RowCount,
+    row_tolerance,
 )
 
 PROBLEM, REMARK = "problem", "remark"
@@ -230,7 +229,7 @@ def judge_crops(recording: Recording, images: Mapping[int, Path], timeline: Time
     num_frames = timeline.num_frames
     num_beyond = sum(index >= num_frames for index in images)
     num_shown = len(images) - num_beyond
-    if num_beyond > max(MAX_ROW_DIFFERENCE, MAX_ROW_DIFFERENCE_SHARE * num_frames):
+    if num_beyond > row_tolerance(num_frames):
         found = f"{len(images)} images for {num_frames} frames: are they of this video?"
         yield Finding.of(recording, "missing_crops", found, recording.crops)
     elif num_beyond or num_shown < num_frames:

@@ -10,11 +10,10 @@ import numpy.typing as npt
 
 from avfuse import registry
 from avfuse.comparison import Comparison, are_paired, num_groups
-from avfuse.options import RESAMPLED
 from avfuse.paper import SOURCE, paper_dataset
 from avfuse.protocols import SPAN
 from avfuse.scores import PARTITION, Row
-from avfuse.statistics import cautions
+from avfuse.statistics import UNITS, cautions
 
 PROPOSED, BASELINE, RELIABILITY = "recursive_joint_attention", "concat", "reliability_joint_attention"
 MIN_COMMON_SEEDS = 5
@@ -139,7 +138,7 @@ def _caution_notes(rows: Sequence[Row], unit: str) -> list[str]:
 
 def _exchanged(row: Row, unit: str) -> str:
     """Say what a test exchanges: recordings, or all recordings of a subject together."""
-    numbers = {unit: max(num_groups(row, unit, target) for target in row.record.targets) for unit in RESAMPLED[:2]}
+    numbers = {unit: max(num_groups(row, unit, target) for target in row.record.targets) for unit in UNITS}
     recordings = count(numbers["recordings"], "recording")
     if unit == "recordings" or numbers["subjects"] == numbers["recordings"]:
         return recordings

@@ -133,6 +133,11 @@ class Recording:
             raise ValueError(f"{self.name}: side {self.face_side!r} is none of {', '.join(SIDES)}")
 
 
+def row_tolerance(num_frames: int) -> float:
+    """Return by how many the rows, or the images, of a recording may differ from its frames: 5, or 2 %."""
+    return max(MAX_ROW_DIFFERENCE, MAX_ROW_DIFFERENCE_SHARE * num_frames)
+
+
 @dataclass(frozen=True)
 class RowCount:
     """How annotation rows and video frames met: `num_dropped` rows rate no frame, `num_without` frames have no row."""
@@ -197,7 +202,7 @@ class Annotation:
             return (self._steps_at if self.is_stepped else self._interpolated_at)(frame_time_s).astype(np.float32)
         num_rows, num_frames = len(self.values_FE), len(frame_time_s)
         difference = abs(num_rows - num_frames) if self.is_dense else max(0, num_rows - num_frames)
-        if difference > max(MAX_ROW_DIFFERENCE, MAX_ROW_DIFFERENCE_SHARE * num_frames):
+        if difference > row_tolerance(num_frames):
             raise RecordingError(
                 "annotation_mismatch",
                 f"{num_rows} annotation rows for {num_frames} video frames; they may differ by "

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from avfuse.atomic import flush_tree, new_aside_name, remove_tree
-from avfuse.schema import MAX_ROW_DIFFERENCE, MAX_ROW_DIFFERENCE_SHARE, Predictions, UsageError
+from avfuse.schema import MAX_ROW_DIFFERENCE, MAX_ROW_DIFFERENCE_SHARE, Predictions, UsageError, row_tolerance
 
 log = logging.getLogger(__name__)
 
@@ -160,7 +160,7 @@ def _check_images(images: Sequence[tuple[str, str, int]], rows: Mapping[str, Seq
 
 
 def _check_difference(name: str, num_rows: int, num_frames: int) -> None:
-    if abs(num_rows - num_frames) > max(MAX_ROW_DIFFERENCE, MAX_ROW_DIFFERENCE_SHARE * num_frames):
+    if abs(num_rows - num_frames) > row_tolerance(num_frames):
         raise UsageError(
             f"{name}: the template has {num_rows} rows, the video {num_frames} frames; they may differ by "
             f"{MAX_ROW_DIFFERENCE}, or by {MAX_ROW_DIFFERENCE_SHARE:.0%}. Is it the same video?"

@@ -161,7 +161,7 @@ def test_the_rival_is_the_one_named_or_the_baseline_or_the_first(rows: list[Row]
 def test_frames_are_not_resampled(rows: list[Row]) -> None:
     with pytest.raises(UsageError, match="frames"):
         compare(rows, None, ("ccc",), "frames", 0)
-    with pytest.raises(UsageError, match="cannot resample 'days'; known: subjects, recordings, frames"):
+    with pytest.raises(UsageError, match="'days' cannot be resampled; allowed are subjects and recordings"):
         compare(rows, None, ("ccc",), "days", 0)
 
 

@@ -27,7 +27,7 @@ from avfuse.schema import FAILURE_REASONS, Annotation, AnnotationError, Fault, R
 
 NAN = float("nan")
 LIMITS = Limits(max_drift_s=0.5, max_lost=0.02)
-RECORDING = Recording("one", Path("one.mp4"), "train", "ann", Path("one.csv"))
+RECORDING = Recording("one", Path("one.mp4"), "train", "s1", Path("one.csv"))
 PICTURE = Picture(
     num_frames=100,
     num_decoded=100,
