@@ -41,7 +41,10 @@ from rich.text import Text
 
 from avfuse import registry
 from avfuse.cache import FeatureCache
-from avfuse.cli import EXIT_FAILURES, cli, fuse_train, main, report
+from avfuse.cli import cli, main
+from avfuse.commands import EXIT_FAILURES
+from avfuse.commands.fuse_train import fuse_train
+from avfuse.commands.report import report
 from avfuse.options import TrainOptions, cache_home, format_assignments
 from avfuse.runs import read_predictions
 from avfuse.schema import UsageError

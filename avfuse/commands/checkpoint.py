@@ -1,0 +1,44 @@
+"""``avfuse checkpoint``: weights that others published."""
+
+from typing import Any
+
+import click
+
+from avfuse.commands import json_flag, knobs_of
+from avfuse.options import ImportOptions
+from avfuse.schema import ReportTable
+from avfuse.terminal import print_json, print_table, show_progress
+
+
+@click.group()
+def checkpoint() -> None:
+    """Weights that others published."""
+
+
+@checkpoint.command("import")
+@knobs_of(ImportOptions)
+@json_flag
+def import_(as_json: bool, **knobs: Any) -> None:
+    """Turn the published fusion checkpoint FILE into a run, to be used like one trained here.
+
+    FILE is a checkpoint of recursive joint attention or of joint cross attention as their authors released them. With
+    --cache the run is scored on the validation partition of that cache, and takes its place in reports.
+    """
+    from avfuse.published import import_checkpoint
+
+    with show_progress("checkpoint import") as show:
+        summary = import_checkpoint(
+            ImportOptions(**knobs), lambda done, total: show(done, total, f"{done}/{total} windows", done == total)
+        )
+    if as_json:
+        print_json(summary)
+        return
+    rows = [
+        ("head", summary.head),
+        ("options", summary.head_options),
+        ("targets", ", ".join(summary.targets)),
+        ("parameters", f"{summary.num_parameters:,}"),
+        *((f"CCC {target}", f"{value:.3f}") for target, value in summary.ccc.items()),
+        ("run", summary.run),
+    ]
+    print_table(ReportTable("", ("checkpoint", ""), tuple(rows), ()))
