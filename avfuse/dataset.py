@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from avfuse.cache import CachedRecording, FeatureCache
+from avfuse.cache import FeatureCache
+from avfuse.cached import CachedRecording
 from avfuse.fusion import FusionHead
 from avfuse.partitions import fold_by_subject
 from avfuse.schema import Batch, Predictions, UsageError

@@ -20,7 +20,7 @@ import numpy.typing as npt
 import torch
 
 from avfuse import media, partitions, registry
-from avfuse.cache import FeatureCache, RecordingWriter
+from avfuse.cache import FeatureCache
 from avfuse.corpora import Corpus
 from avfuse.device import choose_device, choose_precision
 from avfuse.encoders import Encoder
@@ -28,6 +28,7 @@ from avfuse.faces import CROP_PX, CROPPED, CroppedFaces, FaceDetector, Faces, Fa
 from avfuse.options import FACES, ExtractOptions, cache_home, parse_assignments
 from avfuse.schema import Failure, Recording, RecordingError, RowCount, UsageError
 from avfuse.spec import CacheSpec, FileDigests, Source, list_crops
+from avfuse.writer import RecordingWriter
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +54,7 @@ class ExtractSummary:
 
     Attributes
     ----------
-    store : Path
+    store : Path or str
         The feature store.
     fingerprint : str
     num_recordings, num_extracted, num_present : int
@@ -70,7 +71,7 @@ class ExtractSummary:
     elapsed_s : float
     """
 
-    store: Path
+    store: Path | str
     fingerprint: str
     num_recordings: int
     num_extracted: int
@@ -265,7 +266,7 @@ def _refuse_strangers(cache: FeatureCache, recordings: list[Recording]) -> None:
     if strangers:
         raise UsageError(
             f"{cache.path} holds {len(strangers)} recordings that this corpus does not have, such as {strangers[0]}; "
-            f"name the data set otherwise with --dataset, or remove their folders below {cache.path / 'recordings'}"
+            f"name the data set otherwise with --dataset, or remove what is there below {cache.path}/recordings"
         )
 
 

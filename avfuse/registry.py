@@ -31,6 +31,11 @@ HEADS = {
     "audio_only": "avfuse.fusion.audio_only:AudioOnly",
     "visual_only": "avfuse.fusion.visual_only:VisualOnly",
 }
+STORES = {
+    "directory": "avfuse.stores.directory:DirectoryStore",
+    "hdf5": "avfuse.stores.hdf5:HDF5Store",
+    "s3": "avfuse.stores.s3:S3Store",
+}
 METRICS = {
     "ccc": "avfuse.metrics.ccc:ccc",
     "pearson": "avfuse.metrics.pearson:pearson",
@@ -45,7 +50,14 @@ FORMATS = {
     "csv": "avfuse.formats.csv:render",
     "json": "avfuse.formats.json:render",
 }
-SOCKETS = {"corpus": CORPORA, "encoder": ENCODERS, "head": HEADS, "metric": METRICS, "format": FORMATS}
+SOCKETS = {
+    "corpus": CORPORA,
+    "encoder": ENCODERS,
+    "store": STORES,
+    "head": HEADS,
+    "metric": METRICS,
+    "format": FORMATS,
+}
 
 
 def load(socket: str, name: str) -> Any:

@@ -10,14 +10,14 @@ import re
 import unicodedata
 import urllib.parse
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from avfuse.atomic import digest_json
 from avfuse.schema import Range, Recording, RecordingError
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 CROP_SUFFIXES = (".jpg", ".jpeg", ".png")  # in the order of preference
 _CROP_NUMBER = re.compile(r"\d{5}|[1-9]\d{5,}", re.ASCII)
 _FINGERPRINT_LENGTH = 12
@@ -29,7 +29,9 @@ class CacheSpec:
     """Everything that a stored feature depends on, besides the recording itself.
 
     The fingerprint is a digest of all fields; two stores with equal fingerprints may be read as one. `ranges` holds
-    the lowest and the highest rating of each target, None where the corpus declares none.
+    the lowest and the highest rating of each target, None where the corpus declares none. `storage` says what becomes
+    of a map when it is kept (``dtype`` float16 or uint8, ``maps`` whole or pooled), `views` how many views of each clip
+    there are and how they differ; compression changes no value and is not part of it.
     """
 
     dataset: str
@@ -45,6 +47,8 @@ class CacheSpec:
     video_shape: tuple[int, ...] = (512, 7, 7)
     audio_shape: tuple[int, ...] = (512,)
     ranges: tuple[Range | None, ...] = ()
+    storage: dict[str, str] = field(default_factory=lambda: {"dtype": "float16", "maps": "whole"})
+    views: dict[str, Any] = field(default_factory=lambda: {"count": 1})
     format_version: int = FORMAT_VERSION
 
     @classmethod
@@ -64,6 +68,21 @@ class CacheSpec:
     def store_name(self) -> str:
         """Name of the folder that holds the store."""
         return f"{_slug(self.dataset)}-{self.fingerprint}.zarr"
+
+
+def differences(these: Mapping[str, Any], those: Mapping[str, Any], prefix: str = "") -> dict[str, tuple[Any, Any]]:
+    """Return the settings in which two specs, as JSON has them, differ: dotted name -> (value here, value there).
+
+    A setting that one of them lacks is None there.
+    """
+    found: dict[str, tuple[Any, Any]] = {}
+    for key in sorted({*these, *those}):
+        here, there = these.get(key), those.get(key)
+        if isinstance(here, Mapping) and isinstance(there, Mapping):
+            found |= differences(here, there, f"{prefix}{key}.")
+        elif here != there:
+            found[f"{prefix}{key}"] = (here, there)
+    return found
 
 
 class FileDigests:

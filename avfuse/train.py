@@ -199,7 +199,7 @@ def _record(options: TrainOptions, head_options: dict[str, Any], cache: FeatureC
 
 def _place(options: TrainOptions, cache: FeatureCache, record: runs.RunRecord) -> Path:
     """Return the folder of a run, below that of all: named by head, seed, fold and a digest of what else makes it."""
-    folder = options.out or cache.home / "runs" / cache.path.stem
+    folder = options.out or cache.home / "runs" / cache.name
     identity = {key: value for key, value in record.identity.items() if key != "seed"}
     identity["options"] = {key: value for key, value in record.options.items() if key != "fold"}
     fold = "-fold-" + options.fold.replace("/", "-of-") if options.fold else ""

@@ -20,21 +20,25 @@ import pytest
 import avfuse
 
 ROOT = Path(avfuse.__file__).parent
-PLUGS = ("corpora", "encoders", "formats", "fusion", "metrics")
+PLUGS = ("corpora", "encoders", "formats", "fusion", "metrics", "stores")
 SOCKETS = (*PLUGS, "commands")
 LAYERS = {
     "__init__": (0, 0),  # imports lazily, by name
     "schema": (0, 0),
     "atomic": (0, 0),
     "paper": (0, 0),
-    "mapped": (0, 0),
+    "sealed": (0, 0),
+    "clips": (0, 0),
     "weights": (0, 1),
     "registry": (0, 1),
     "spec": (0, 1),
     "partitions": (0, 1),
     "options": (0, 2),
-    **dict.fromkeys(("media", "faces", "cache", "runs", "device", "synthesis"), (1, 0)),
+    **dict.fromkeys(("media", "faces", "encoding", "runs", "device", "synthesis"), (1, 0)),
     **dict.fromkeys(("protocols", "statistics", "submission", *PLUGS), (1, 0)),
+    "cached": (1, 1),
+    "cache": (1, 2),
+    "writer": (1, 3),
     **dict.fromkeys(("dataset", "losses", "scores", "checkpoint", "inspection"), (2, 0)),
     "comparison": (2, 1),
     "findings": (2, 1),

@@ -13,10 +13,11 @@ import pytest
 import zarr
 from toy import add_recording, toy_spec
 
-from avfuse import cache as cache_module
-from avfuse.cache import MAX_CHUNK_CLIPS, FeatureCache, RecordingWriter
+from avfuse.cache import FeatureCache
 from avfuse.schema import Failure, RecordingError, UsageError
 from avfuse.spec import CacheSpec, Source
+from avfuse.stores import directory
+from avfuse.writer import MAX_CHUNK_CLIPS, RecordingWriter
 
 SHAPE = (6, 3, 3)
 SOURCE = Source("train", "someone", "videos/a.mp4", "cd" * 32, "ab" * 32)
@@ -144,8 +145,8 @@ def test_open_and_find(tmp_path: Path, store: FeatureCache) -> None:
         ("ranges", [[-1.0, 1.0], [0.0, 1.0]], "altered after"),
         (
             "format_version",
-            1,
-            "version 1; this avfuse reads 2: remove it, and make its features again with: avfuse",
+            2,
+            "version 2; this avfuse reads 3: read it with the avfuse that made it, or make its features again with",
         ),
         ("format_version", 99, "format version 99"),
     ],
@@ -177,7 +178,7 @@ def test_holds_only_what_is_whole_and_of_the_same_source(store: FeatureCache) ->
     whole = chunk.read_bytes()
     chunk.write_bytes(whole[:-1])
     assert not store.holds("a", SOURCE)
-    with pytest.raises(UsageError, match="recordings/a is damaged; remove the folder of that recording and run avfuse"):
+    with pytest.raises(UsageError, match="recordings/a is damaged; see what is wrong with: avfuse cache verify, set"):
         store.recordings()
     chunk.unlink()
     assert not store.holds("a", SOURCE)
@@ -260,7 +261,8 @@ def test_a_place_that_cannot_be_written_is_refused(tmp_path: Path, monkeypatch: 
     with pytest.raises(UsageError, match="cannot be written to"):
         FeatureCache.create(tmp_path / "file", spec(), {})
     # A superuser may write anywhere, so what the system answers is put in its mouth.
-    monkeypatch.setattr(cache_module.os, "access", lambda *_: False)
+    FeatureCache.create(tmp_path, spec(), {})
+    monkeypatch.setattr(directory.os, "access", lambda *_: False)
     with pytest.raises(UsageError, match=r"cannot be written to \(Permission denied\); give a folder"):
         FeatureCache.create(tmp_path, spec(), {})
 

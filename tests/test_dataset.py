@@ -8,10 +8,11 @@ from torch import Tensor, nn
 from toy import AUDIO, CHANNELS, HOP, MAP, add_recording, toy_cache, toy_spec
 
 import avfuse
-from avfuse.cache import MAX_CHUNK_CLIPS, FeatureCache
+from avfuse.cache import FeatureCache
 from avfuse.checkpoint import build_head
 from avfuse.dataset import WindowedPartition, feature_moments, predict_recording, tile, warn_of_leaks
 from avfuse.schema import Batch, UsageError
+from avfuse.writer import MAX_CHUNK_CLIPS
 
 
 @pytest.mark.parametrize(

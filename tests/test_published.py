@@ -10,12 +10,13 @@ import transcription
 from toy import toy_spec
 
 from avfuse import checkpoint, published, runs
-from avfuse.cache import FeatureCache, RecordingWriter
+from avfuse.cache import FeatureCache
 from avfuse.options import ImportOptions, ReportOptions
 from avfuse.published import import_checkpoint
 from avfuse.report import report
 from avfuse.schema import UsageError
 from avfuse.spec import Source
+from avfuse.writer import RecordingWriter
 
 
 def weights_of(system="recursive_joint_attention", seed=0, **sizes):

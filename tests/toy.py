@@ -5,8 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
-from avfuse.cache import FeatureCache, RecordingWriter
+from avfuse.cache import FeatureCache
 from avfuse.spec import CacheSpec, Source
+from avfuse.writer import RecordingWriter
 
 CHANNELS, MAP, AUDIO = 32, 2, 32
 HOP, FPS = 8, 25.0

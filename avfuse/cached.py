@@ -1,0 +1,169 @@
+"""One recording of a feature cache, as it is read: nothing that was altered since it was written is handed out.
+
+Its metadata are sealed and hold the sha256 of every array's values, whatever store, chunks and compression they lie in.
+Small arrays are compared with theirs when they are read. Feature maps may be too many to be read twice; who uses them
+calls `CachedRecording.check` once.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any
+
+import numpy.typing as npt
+
+from avfuse import atomic
+from avfuse.clips import ClipArray, digest_of
+from avfuse.schema import UsageError
+from avfuse.sealed import read_sealed, seal
+from avfuse.spec import Source, folder_name
+from avfuse.stores import METADATA, Store
+
+RECORDINGS = "recordings"
+DAMAGED = "damaged; see what is wrong with: avfuse cache verify, set it aside with: avfuse cache repair"
+_UNREADABLE = (OSError, ValueError, KeyError, RuntimeError)  # what stores and codecs raise
+
+
+class CachedRecording:
+    """The features of one recording, mapped into memory rather than read where its chunks are plain."""
+
+    def __init__(self, store: Store, group: str) -> None:
+        self.store = store
+        self.group = group
+
+    @property
+    def path(self) -> str:
+        """Where it is, for messages."""
+        return f"{self.store.location}/{self.group}"
+
+    @cached_property
+    def attributes(self) -> dict[str, Any]:
+        """What its metadata say; empty where there are none, or altered ones."""
+        return read_sealed(self.store.metadata(self.group)) or {}
+
+    @cached_property
+    def is_whole(self) -> bool:
+        """Whether its metadata are unaltered and every file is here at its full length, and no other."""
+        if not self.attributes:
+            return False
+        lengths = self.store.files(self.group)
+        return lengths is None or lengths == {
+            METADATA: len(seal(self.attributes)),
+            **{file: entry["bytes"] for file, entry in self.attributes["files"].items()},
+        }
+
+    @property
+    def name(self) -> str:
+        """Name of the recording in its corpus."""
+        return str(self.attributes["recording"])
+
+    @cached_property
+    def source(self) -> Source:
+        """What the features were made from."""
+        return Source(**self.attributes["source"])
+
+    @property
+    def fingerprint(self) -> str:
+        """Fingerprint of the settings that the features were made with."""
+        return str(self.attributes["fingerprint"])
+
+    @property
+    def digest(self) -> str:
+        """Digest of what the recording holds: its source, its clock and the values of its arrays."""
+        return atomic.digest_json({key: value for key, value in self.attributes.items() if key != "files"})
+
+    @property
+    def fps(self) -> float:
+        """Slots per second of the clip grid."""
+        return float(self.attributes["fps"])
+
+    @property
+    def files(self) -> dict[str, Any]:
+        """Length and sha256 of every file but the attributes' own, by its path in the group."""
+        return dict(self.attributes["files"])
+
+    @property
+    def arrays(self) -> dict[str, Any]:
+        """Shape, dtype and sha256 of the values of every array, by its name."""
+        return dict(self.attributes["arrays"])
+
+    @property
+    def num_clips(self) -> int:
+        """Number of clips (N)."""
+        return int(self.attributes["num_clips"])
+
+    @property
+    def num_views(self) -> int:
+        """Number of views of each clip (V)."""
+        return sum(name == "video" or name.removeprefix("video_").isdecimal() for name in self.arrays)
+
+    @property
+    def video(self) -> ClipArray:
+        """Feature maps of the first view, (N, C, H, W), float16 or uint8 as stored; not compared with their digest."""
+        return self.view(0)
+
+    def view(self, number: int) -> ClipArray:
+        """Return the feature maps of a view, (N, C, H, W), as stored; see `check` for their digest.
+
+        Raises
+        ------
+        UsageError
+            If they are damaged in a way that shows.
+        """
+        name = view_name(number)
+        try:
+            return self.store.clips(f"{self.group}/{name}")
+        except _UNREADABLE as error:
+            raise self.damage(name) from error
+
+    def check(self, number: int) -> None:
+        """Compare the values of a view, as they are read from here, with their digest.
+
+        Raises
+        ------
+        UsageError
+            If they are not those that were written.
+        """
+        name = view_name(number)
+        clips = self.view(number)
+        try:
+            found = {"shape": list(clips.shape), "dtype": clips.dtype.name, "sha256": clips.sha256()}
+        except _UNREADABLE as error:
+            raise self.damage(name) from error
+        if found != self.arrays[name]:
+            raise self.damage(name)
+
+    def array(self, name: str) -> npt.NDArray[Any]:
+        """Return one of the small arrays (all but ``video``), read and compared with its digest.
+
+        Raises
+        ------
+        UsageError
+            If it is damaged.
+        """
+        try:
+            values = self.store.array(f"{self.group}/{name}")
+        except _UNREADABLE as error:
+            raise self.damage(name) from error
+        if describe_array(values) != self.arrays.get(name):
+            raise self.damage(name)
+        return values
+
+    def damage(self, array: str) -> UsageError:
+        """Return the error about a damaged array."""
+        return UsageError(f"{self.path}/{array} is {DAMAGED}")
+
+
+def group_of(name: str) -> str:
+    """Return the group of a recording in its store."""
+    return f"{RECORDINGS}/{folder_name(name)}"
+
+
+def view_name(number: int) -> str:
+    """Return the name of the array that holds a view of each clip, counted from 0."""
+    return f"video_{number}" if number else "video"
+
+
+def describe_array(values: npt.NDArray[Any]) -> dict[str, Any]:
+    """Return what a recording's metadata say of an array."""
+    return {"shape": list(values.shape), "dtype": values.dtype.name, "sha256": digest_of(values)}

@@ -1,0 +1,87 @@
+"""An array over clips that is read chunk by chunk, be its chunks mapped into memory or decoded when asked for."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+
+class ClipArray:
+    """One value per clip, (N, ...), in chunks of consecutive clips.
+
+    Parameters
+    ----------
+    shape : tuple of int
+    dtype : numpy data type
+    chunk_clips : int
+        Clips per chunk; the last chunk may hold fewer.
+    read : callable
+        Returns chunk number i with at least the clips that belong to it, (chunk_clips, ...).
+    is_mapped : bool
+        Whether chunks are views of memory that the system pages in, so that holding many of them costs nothing.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        dtype: npt.DTypeLike,
+        chunk_clips: int,
+        read: Callable[[int], npt.NDArray[Any]],
+        is_mapped: bool,
+    ) -> None:
+        self.shape = shape
+        self.dtype = np.dtype(dtype)
+        self.chunk_clips = chunk_clips
+        self.is_mapped = is_mapped
+        self._read = read
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    @property
+    def num_chunks(self) -> int:
+        """Number of chunks."""
+        return -(-len(self) // self.chunk_clips)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all values, uncompressed."""
+        return int(np.prod(self.shape)) * self.dtype.itemsize
+
+    def chunk(self, number: int) -> npt.NDArray[Any]:
+        """Return the clips of one chunk, (n, ...)."""
+        return self._read(number)[: len(self) - number * self.chunk_clips]
+
+    def chunks(self) -> Iterator[npt.NDArray[Any]]:
+        """Yield the chunks in order."""
+        return (self.chunk(number) for number in range(self.num_chunks))
+
+    def strided(self, start: int, step: int, count: int) -> Iterator[tuple[int, npt.NDArray[Any]]]:
+        """Yield the clips start, start + step, ... as runs (how many came before, view), one per chunk."""
+        for done, number, clips in self.runs(start, step, count):
+            yield done, self.chunk(number)[clips]
+
+    def runs(self, start: int, step: int, count: int) -> Iterator[tuple[int, int, slice]]:
+        """Yield where the clips start, start + step, ... lie: how many came before, chunk, slice of the chunk."""
+        done = 0
+        while done < count:
+            number, offset = divmod(start + done * step, self.chunk_clips)
+            run = min(count - done, -(-(self.chunk_clips - offset) // step))
+            yield done, number, slice(offset, offset + (run - 1) * step + 1, step)
+            done += run
+
+    def sha256(self) -> str:
+        """Return the digest of all values in C order; see `digest_of`."""
+        digest = hashlib.sha256()
+        for values in self.chunks():
+            digest.update(np.ascontiguousarray(values).data)
+        return digest.hexdigest()
+
+
+def digest_of(values: npt.NDArray[Any]) -> str:
+    """Return the hexadecimal sha256 of an array's values, little-endian, in C order."""
+    return hashlib.sha256(np.ascontiguousarray(values).data).hexdigest()

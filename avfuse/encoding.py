@@ -1,0 +1,76 @@
+"""How feature maps are kept: as halves or as bytes, whole or pooled, plain or compressed.
+
+Bytes keep ``round((value - offset) / scale)`` with one scale and one offset per channel and recording, so that the
+lowest value of a channel (or 0, if that is lower) is 0 and the highest is 255; their error is half a scale at most.
+"""
+
+from __future__ import annotations
+
+import warnings
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from zarr.codecs import BytesCodec, Crc32cCodec, ZstdCodec
+from zarr.codecs.numcodecs import PCodec
+from zarr.errors import ZarrUserWarning
+
+from avfuse.schema import UsageError
+
+DTYPES = ("float16", "uint8")
+MAPS = ("whole", "pooled")
+COMPRESSIONS = ("none", "zstd", "pcodec")
+_MAX_BYTE = 255
+
+
+def codecs(compress: str) -> dict[str, Any]:
+    """Return the serializer and compressors that `zarr.Group.create_array` takes; a CRC-32C comes last.
+
+    Raises
+    ------
+    UsageError
+        If the compression is not known, or its package is not installed.
+    """
+    if compress == "none":
+        return {"serializer": BytesCodec(endian="little"), "compressors": [Crc32cCodec()]}
+    if compress == "zstd":
+        return {"serializer": BytesCodec(endian="little"), "compressors": [ZstdCodec(level=1), Crc32cCodec()]}
+    if compress == "pcodec":
+        return {"serializer": _pcodec(), "compressors": [Crc32cCodec()]}
+    raise UsageError(f"unknown compression '{compress}'; known: {', '.join(COMPRESSIONS)}")
+
+
+def _pcodec() -> Any:
+    if find_spec("pcodec") is None:
+        raise UsageError("compression by pcodec needs that package; install it with: pip install 'avfuse[pcodec]'")
+    with warnings.catch_warnings():  # that it is no part of the specification, which docs/cache-format.md says
+        warnings.simplefilter("ignore", ZarrUserWarning)
+        return PCodec(level=8)
+
+
+def find_scale(lowest_C: npt.NDArray[np.float32], highest_C: npt.NDArray[np.float32]) -> tuple[Any, Any]:
+    """Return scale and offset of each channel, (C,) float32 each, from its lowest and highest value."""
+    offset_C = np.minimum(lowest_C, 0).astype(np.float32)
+    return ((highest_C - offset_C) / _MAX_BYTE).astype(np.float32), offset_C
+
+
+def to_bytes(
+    values_NCHW: npt.NDArray[Any], scale_C: npt.NDArray[np.float32], offset_C: npt.NDArray[np.float32]
+) -> npt.NDArray[np.uint8]:
+    """Return values as bytes, to the nearest; a channel of one value, whose scale is 0, is 0."""
+    scale_C11 = np.where(scale_C > 0, scale_C, 1)[:, None, None]
+    levels_NCHW = np.rint((values_NCHW.astype(np.float32) - offset_C[:, None, None]) / scale_C11)
+    return levels_NCHW.clip(0, _MAX_BYTE).astype(np.uint8)
+
+
+def from_bytes(levels: Tensor, scale_C: Tensor, offset_C: Tensor) -> Tensor:
+    """Return the float32 values of bytes (..., C, H, W); scale and offset are (..., C)."""
+    return torch.addcmul(offset_C[..., None, None], levels.float(), scale_C[..., None, None])
+
+
+def pool(values_NCHW: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    """Return the mean of each channel over its map, (N, C, 1, 1)."""
+    return np.asarray(values_NCHW.mean(axis=(2, 3), keepdims=True, dtype=np.float32))

@@ -1,0 +1,127 @@
+"""Stores: where the groups and arrays of a feature cache lie, as a folder, a file, or keys on a server.
+
+Contract
+--------
+``Plug(location)`` opens what is there without reading it. A store is a hierarchy of groups; a group's metadata are the
+bytes of its ``zarr.json``, an array is named by its path. What a store holds is described in `avfuse.cache`; a store
+knows nothing of it but that a group without metadata is not there: `put` brings the metadata last, `remove` takes
+them first.
+
+Whoever writes a group writes it as a folder on this machine first (`aside`), flushed and whole, and hands it to `put`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy.typing as npt
+
+from avfuse.clips import ClipArray
+from avfuse.schema import UsageError
+
+METADATA = "zarr.json"
+
+
+class Store(ABC):
+    """Where a cache lies; see the module's contract.
+
+    Attributes
+    ----------
+    location : Path or str
+        As the user names it: a path, or ``s3://bucket/prefix``.
+    """
+
+    is_writable: ClassVar[bool] = True
+
+    def __init__(self, location: Path | str) -> None:
+        self.location = location
+
+    @classmethod
+    @abstractmethod
+    def find(cls, folder: Path | str) -> list[Path | str]:
+        """Return the locations of the stores in a folder, sorted."""
+
+    @abstractmethod
+    def metadata(self, group: str) -> bytes | None:
+        """Return the metadata of a group, "" being the root; None if there is no such group."""
+
+    @abstractmethod
+    def groups(self, parent: str) -> list[str]:
+        """Return the paths of the groups in a group, such as ``recordings/a``, sorted.
+
+        One whose metadata are missing is among them as long as anything of it is there.
+        """
+
+    @abstractmethod
+    def files(self, group: str) -> dict[str, int] | None:
+        """Return the length of every file of a group by its path in it; None if this store is not made of files."""
+
+    @abstractmethod
+    def read(self, path: str) -> bytes:
+        """Return the content of a file.
+
+        Raises
+        ------
+        OSError
+            If it is not there or cannot be read.
+        """
+
+    @abstractmethod
+    def array(self, path: str) -> npt.NDArray[Any]:
+        """Read an array.
+
+        Raises
+        ------
+        OSError, ValueError, KeyError
+            If it is not there, or damaged in a way that shows. Damage that does not show may give other values.
+        """
+
+    @abstractmethod
+    def clips(self, path: str) -> ClipArray:
+        """Return an array that is read chunk by chunk; raises as `array` does, and so does reading a chunk."""
+
+    def aside(self) -> Path:
+        """Return a new place on this machine where a group may be written.
+
+        Raises
+        ------
+        UsageError
+            If nothing can be put into this store.
+        """
+        raise self._refusal()
+
+    def prepare(self) -> list[str]:
+        """Make sure, as far as can be told, that groups can be put here; return what of dead writers was removed.
+
+        Raises
+        ------
+        UsageError
+            If nothing can be put into this store.
+        OSError
+            If the place cannot be written to.
+        """
+        raise self._refusal()
+
+    def put(self, aside: Path, group: str) -> bool:
+        """Move a folder to where its group belongs, the metadata last; return whether it is this one that stands there.
+
+        A group that is there already stays: two writers of one recording end with one of the two, whole.
+        """
+        raise self._refusal()
+
+    def write_metadata(self, group: str, content: bytes) -> None:
+        """Replace the metadata of a group, in one step."""
+        raise self._refusal()
+
+    def remove(self, group: str) -> None:
+        """Take a group out of the store; nobody sees half of it."""
+        raise self._refusal()
+
+    def set_aside(self, group: str) -> str:
+        """Move a group, damaged as it may be, out of the store into a place beside it; return where it lies now."""
+        raise self._refusal()
+
+    def _refusal(self) -> UsageError:
+        return UsageError(f"{self.location} can be read, not written to; write to a folder, and export that")

@@ -1,0 +1,132 @@
+"""A Zarr 3 hierarchy in a folder. A group is written beside it and renamed into place; plain chunks are mapped."""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import zarr
+
+from avfuse import atomic
+from avfuse.clips import ClipArray
+from avfuse.stores import METADATA, Store
+
+_ALREADY_THERE = (errno.ENOTEMPTY, errno.EEXIST)
+_PLAIN_CODECS = ("bytes", "crc32c")
+
+
+class DirectoryStore(Store):
+    """A folder ``<name>.zarr``; beside it ``<name>.tmp`` holds what is written, ``<name>.damaged`` what was damaged."""
+
+    location: Path
+
+    def __init__(self, location: Path | str) -> None:
+        super().__init__(Path(location))
+
+    @classmethod
+    def find(cls, folder: Path | str) -> list[Path | str]:
+        """Return the folders ``*.zarr``, sorted."""
+        return sorted(path for path in Path(folder).glob("*.zarr") if path.is_dir())
+
+    def metadata(self, group: str) -> bytes | None:
+        """Return the content of a group's zarr.json."""
+        try:
+            return (self.location / group / METADATA).read_bytes()
+        except OSError:
+            return None
+
+    def groups(self, parent: str) -> list[str]:
+        """Return the folders in a group's folder."""
+        folder = self.location / parent
+        if not folder.is_dir():
+            return []
+        return sorted(f"{parent}/{entry.name}" for entry in os.scandir(folder) if entry.is_dir())
+
+    def files(self, group: str) -> dict[str, int]:
+        """Return every file below a group's folder with its length."""
+        top = self.location / group
+        found = (Path(folder, name) for folder, _, names in os.walk(top) for name in names)
+        return {path.relative_to(top).as_posix(): path.stat().st_size for path in found}
+
+    def read(self, path: str) -> bytes:
+        """Return the content of a file."""
+        return (self.location / path).read_bytes()
+
+    def array(self, path: str) -> npt.NDArray[Any]:
+        """Read an array through zarr."""
+        return np.asarray(zarr.open_array(self.location / path, mode="r")[...])
+
+    def clips(self, path: str) -> ClipArray:
+        """Map the chunks of an array whose bytes are its values; decode those of another through zarr."""
+        folder = self.location / path
+        metadata = json.loads((folder / METADATA).read_bytes())
+        shape: tuple[int, ...] = tuple(metadata["shape"])
+        chunk_shape = tuple(metadata["chunk_grid"]["configuration"]["chunk_shape"])
+        if tuple(codec["name"] for codec in metadata["codecs"]) != _PLAIN_CODECS:
+            array = zarr.open_array(folder, mode="r")
+            return ClipArray(
+                shape, array.dtype, chunk_shape[0], lambda i: np.asarray(array.get_block_selection(i)), is_mapped=False
+            )
+        dtype = np.dtype(metadata["data_type"]).newbyteorder("<")
+        inner = "/".join("0" for _ in shape[1:])
+
+        def read(number: int) -> npt.NDArray[Any]:
+            file = folder / "c" / str(number) / inner
+            return np.memmap(file, dtype, mode="r", shape=chunk_shape)
+
+        return ClipArray(shape, dtype, chunk_shape[0], read, is_mapped=math.prod(shape) > 0)
+
+    def aside(self) -> Path:
+        """Return a new place in the folder beside the store, on the same file system."""
+        return self._beside("tmp") / atomic.new_aside_name()
+
+    def prepare(self) -> list[str]:
+        """Make the folder beside the store and sweep it."""
+        self._beside("tmp").mkdir(parents=True, exist_ok=True)
+        swept = atomic.sweep(self._beside("tmp"))
+        inside = self.location / "recordings"
+        if inside.exists() and not os.access(inside, os.W_OK):  # refused now, not after an hour of work
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return swept
+
+    def put(self, aside: Path, group: str) -> bool:
+        """Rename a folder into place."""
+        target = self.location / group
+        try:
+            aside.rename(target)
+        except OSError as error:
+            if error.errno not in _ALREADY_THERE:
+                raise
+            return False
+        atomic.flush(target.parent)
+        return True
+
+    def write_metadata(self, group: str, content: bytes) -> None:
+        """Replace a group's zarr.json."""
+        atomic.write_atomically(self.location / group / METADATA, content)
+
+    def remove(self, group: str) -> None:
+        """Rename a group's folder away, then remove it."""
+        folder = self.location / group
+        if folder.exists():
+            away = self.aside()
+            away.mkdir(parents=True)
+            folder.rename(away / "removed")
+            shutil.rmtree(away)
+
+    def set_aside(self, group: str) -> str:
+        """Rename a group's folder into the folder of what was damaged."""
+        place = self._beside("damaged") / f"{Path(group).name}-{atomic.new_aside_name()}"
+        place.parent.mkdir(exist_ok=True)
+        (self.location / group).rename(place)
+        return str(place)
+
+    def _beside(self, suffix: str) -> Path:
+        return self.location.with_suffix(f".{suffix}")
