@@ -33,7 +33,8 @@ from avfuse.findings import (
     list_faults,
 )
 from avfuse.inspection import Inspection, Picture, Sound, inspect_media
-from avfuse.options import AuditOptions, parse_assignments
+from avfuse.knobs import parse_assignments
+from avfuse.options import AuditOptions
 from avfuse.partitions import find_leaks
 from avfuse.schema import Recording, RecordingError, ReportTable
 from avfuse.spec import FileDigests, list_crops

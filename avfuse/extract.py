@@ -25,7 +25,8 @@ from avfuse.corpora import Corpus
 from avfuse.device import choose_device, choose_precision
 from avfuse.encoders import Encoder
 from avfuse.faces import CROP_PX, CROPPED, CroppedFaces, FaceDetector, Faces, FaceTrack
-from avfuse.options import FACES, ExtractOptions, cache_home, parse_assignments
+from avfuse.knobs import parse_assignments
+from avfuse.options import FACES, ExtractOptions, cache_home
 from avfuse.schema import Failure, Recording, RecordingError, RowCount, UsageError
 from avfuse.spec import CacheSpec, FileDigests, Source, list_crops
 from avfuse.writer import RecordingWriter

@@ -1,59 +1,20 @@
 """The knobs: one frozen dataclass per stage, every knob declared once.
 
 The command line is generated from these fields, and the same values are saved with every cache and run. A field made
-by `knob` carries its help text and, where there is a fixed set, its choices; a field named in upper case in `argument`
-is positional.
+by `avfuse.knobs.knob` carries its help text and, where there is a fixed set, its choices; a field named in upper case
+in `argument` is positional.
 """
 
 import os
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
 
 from avfuse import registry
+from avfuse.knobs import HALF_A_WINDOW, PROTOCOLS, knob, parse_fold, parse_place, protocol_knob
 from avfuse.schema import PARTITIONS, UsageError
 
 CACHE_VARIABLE = "AVFUSE_CACHE"
-HALF_A_WINDOW = "half a window"
-
-PROTOCOLS: dict[str, dict[str, Any]] = {
-    "default": {
-        "batch_size": 32,
-        "epochs": 50,
-        "learning_rate": 1e-4,
-        "schedule": "plateau",
-        "patience": 8,
-        "gradient_clip": 1.0,
-        "loss": "ccc",
-        "windows": "all",
-        "order": "shuffled",
-        "overlap": HALF_A_WINDOW,
-    },
-    "released": {
-        "batch_size": 64,
-        "epochs": 50,
-        "learning_rate": 1e-4,
-        "schedule": "released",
-        "patience": 50,
-        "gradient_clip": 0.0,
-        "loss": "released",
-        "windows": "complete",
-        "order": "recorded",
-        "overlap": 0,
-    },
-}
-"""What a training protocol sets where the user does not: knob -> value.
-
-``released`` is the training of the code that was published with arXiv 2304.07958, its faults included, for those who
-must compare with it: a learning rate that jumps tenfold after six epochs, no early stop, no clipping, a loss without a
-guard, windows that must be full and labelled throughout, in the order of the recordings. It does not reproduce
-
-- the fp16 autocast with a gradient scaler (`amp` is fp32 or bf16);
-- the ten training videos that the release skips by name, which a corpus may leave out;
-- its hop of 1, that is 32 phases, which is ``avfuse extract --hop 1``; and its colour jitter, as features are cached;
-- its choice of the epoch, by predictions that are smoothed and scored over unrated frames too.
-"""
 FACES = ("detect", "cropped")
 SCORING = ("strict", "smoothed", "released")
 BREAKDOWNS = ("recording", "subject", "coverage", "face")
@@ -62,84 +23,19 @@ DEMO_SUBJECTS = {"aff_wild2": 32, "fatigue": 16}
 DEMO_DURATION_S = {"aff_wild2": 20.5, "fatigue": 150.0}
 
 
-def knob(
-    default: Any = MISSING,
-    help: str = "",
-    *,
-    choices: tuple[str, ...] | None = None,
-    minimum: float | None = None,
-    argument: str | None = None,
-    flag: str | None = None,
-    record: bool = True,
-) -> Any:
-    """Declare a knob: a dataclass field with what the command line needs to know about it.
+def cache_home(given: Path | str | None) -> Path | str:
+    """Return the place of everything that can be recomputed: `given`, else $AVFUSE_CACHE, else ./cache.
 
-    `record` tells whether the value belongs to the identity of what the stage makes; a device or a place does not.
+    It is a path, or the address of a remote store as it was given (see `avfuse.knobs.parse_place`).
     """
-    metadata = {"help": help, "choices": choices, "minimum": minimum, "argument": argument, "flag": flag}
-    return field(default=default, metadata={**metadata, "record": record})
+    chosen = given or os.environ.get(CACHE_VARIABLE) or "cache"
+    return chosen if isinstance(chosen, Path) else parse_place(chosen)
 
 
-def protocol_knob(name: str, help: str, **arguments: Any) -> Any:
-    """Declare a knob that the protocol sets unless it is given; the help text shows what each protocol makes of it."""
-    shown = "; ".join(f"{protocol}: {values[name]}" for protocol, values in PROTOCOLS.items())
-    return knob(None, f"{help}  [{shown}]", **arguments)
-
-
-def parse_assignments(assignments: tuple[str, ...]) -> dict[str, Any]:
-    """Turn ("recursions=3", "joint_blstm=false") into {"recursions": 3, "joint_blstm": False}.
-
-    Values read as true/false, whole numbers, decimal numbers or else text.
-
-    Raises
-    ------
-    UsageError
-        If an item is not KEY=VALUE.
-    """
-    values: dict[str, Any] = {}
-    for item in assignments:
-        key, separator, text = item.partition("=")
-        if not separator or not key.isidentifier():
-            raise UsageError(f"'{item}' is not KEY=VALUE, for example recursions=2")
-        values[key] = _parse_value(text)
-    return values
-
-
-def _parse_value(text: str) -> Any:
-    if text.lower() in {"true", "false"}:
-        return text.lower() == "true"
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text
-
-
-def parse_fold(text: str) -> tuple[int, int]:
-    """Turn "1/5", the first of five folds, into (0, 5).
-
-    Raises
-    ------
-    UsageError
-        If it is not I/N with 1 <= I <= N and N of at least 2.
-    """
-    index, separator, number = text.partition("/")
-    if separator and index.isdecimal() and number.isdecimal() and 1 <= int(index) <= int(number) >= 2:
-        return int(index) - 1, int(number)
-    raise UsageError(f"--fold {text}: expected fold I of N as I/N, for example 1/5")
-
-
-def format_assignments(values: Mapping[str, Any]) -> str:
-    """Write {"recursions": 2, "joint_blstm": False} as "joint_blstm=false, recursions=2"."""
-    return ", ".join(
-        f"{key}={str(value).lower() if isinstance(value, bool) else value}" for key, value in sorted(values.items())
-    )
-
-
-def cache_home(given: Path | None) -> Path:
-    """Return the place of everything that can be recomputed: `given`, else $AVFUSE_CACHE, else ./cache."""
-    return Path(given or os.environ.get(CACHE_VARIABLE) or "cache")
+def local_home() -> Path:
+    """Return the folder of what is only kept on this machine, as runs are: $AVFUSE_CACHE if it is one, else ./cache."""
+    home = cache_home(None)
+    return home if isinstance(home, Path) else Path("cache")
 
 
 def _by_corpus(defaults: Mapping[str, float]) -> str:
@@ -178,7 +74,7 @@ class ExtractOptions:
         False, "Go on where a subject or a file is in two partitions: scores are then too good.", record=False
     )
     dataset: str | None = knob(None, "Name of the data set in the cache.  [default: the folder's name]")
-    cache: Path | None = knob(
+    cache: Path | str | None = knob(
         None, f"Folder for everything that can be recomputed.  [default: ${CACHE_VARIABLE}, else ./cache]", record=False
     )
     video_weights: str = knob(
@@ -220,7 +116,7 @@ class TrainOptions:
         If the protocol, or the value of a knob with choices, is not known.
     """
 
-    cache: Path | None = knob(
+    cache: Path | str | None = knob(
         None, f"A feature store, or the folder that holds it.  [default: ${CACHE_VARIABLE}, else ./cache]", record=False
     )
     head: str = knob("recursive_joint_attention", "Fusion head.", choices=tuple(registry.HEADS))
@@ -310,7 +206,7 @@ class PredictOptions:
     """Knobs of ``avfuse predict``."""
 
     runs: tuple[Path, ...] = knob(help="Runs whose predictions are averaged.", argument="RUN...")
-    cache: Path | None = knob(
+    cache: Path | str | None = knob(
         None, f"A feature store, or the folder that holds it.  [default: ${CACHE_VARIABLE}, else ./cache]"
     )
     partition: str = knob("test", "Recordings to predict.", choices=PARTITIONS)
@@ -359,6 +255,6 @@ class ImportOptions:
 
     file: Path = knob(help="Checkpoint file (.pt, .pth or .safetensors).", argument="FILE")
     out: Path | None = knob(None, "The run to write.  [default: runs/imported/<file>-<digest>/seed-0 in the cache]")
-    cache: Path | None = knob(None, "Score the run on the validation partition of this feature store, or folder.")
+    cache: Path | str | None = knob(None, "Score the run on the validation partition of this feature store, or folder.")
     batch_size: int = knob(32, "Windows per forward pass.", minimum=1)
     device: str = knob("auto", "auto, cpu, cuda or cuda:N.")

@@ -25,7 +25,8 @@ from avfuse.cache import FeatureCache
 from avfuse.dataset import WindowedPartition
 from avfuse.device import choose_device
 from avfuse.fusion import FusionHead
-from avfuse.options import ImportOptions, cache_home, format_assignments
+from avfuse.knobs import format_assignments
+from avfuse.options import ImportOptions, cache_home, local_home
 from avfuse.schema import Batch, Predictions, UsageError
 from avfuse.weights import check_state, file_digest, read_state
 
@@ -101,7 +102,7 @@ def import_checkpoint(
         revision=runs.code_revision(),
         versions={package: version(package) for package in ("avfuse", "torch", "numpy")},
     )
-    run = options.out or cache_home(None) / "runs" / "imported" / f"{options.file.stem}-{digest[:8]}" / "seed-0"
+    run = options.out or local_home() / "runs" / "imported" / f"{options.file.stem}-{digest[:8]}" / "seed-0"
     _refuse_another(run, record)
     predictions: list[Predictions] = []
     if options.cache is not None:

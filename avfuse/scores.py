@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from avfuse import protocols, registry
+from avfuse.knobs import format_assignments, parse_fold
 from avfuse.metrics import Sums, gather_groups
-from avfuse.options import format_assignments, parse_fold
 from avfuse.protocols import Evaluation
 from avfuse.runs import RunRecord, find_runs, read_predictions, read_run
 from avfuse.schema import Predictions, UsageError

@@ -30,8 +30,9 @@ from avfuse.cache import FeatureCache
 from avfuse.dataset import WindowedPartition, feature_moments, warn_of_leaks
 from avfuse.device import choose_device, keep_freed_memory
 from avfuse.fusion import FusionHead
+from avfuse.knobs import parse_assignments, parse_fold
 from avfuse.losses import LOSSES
-from avfuse.options import TrainOptions, cache_home, parse_assignments, parse_fold
+from avfuse.options import TrainOptions, cache_home
 from avfuse.schema import Batch, Predictions, UsageError
 
 log = logging.getLogger(__name__)

@@ -3,7 +3,7 @@
 Layers, from the ground up; a module may import what lies below it, never what lies beside or above it:
 
 - 0 nouns, knobs, plugs, within which the order is schema, atomic, paper and mapped, then registry, spec,
-  partitions and weights, then options
+  partitions, weights and knobs, then options
 - 1 parts and sockets: each part for itself, a plug in its socket's folder
 - 2 assemblies, 3 stages, 4 the door
 """
@@ -33,6 +33,7 @@ LAYERS = {
     "registry": (0, 1),
     "spec": (0, 1),
     "partitions": (0, 1),
+    "knobs": (0, 1),
     "options": (0, 2),
     **dict.fromkeys(("media", "faces", "encoding", "runs", "device", "synthesis"), (1, 0)),
     **dict.fromkeys(("protocols", "statistics", "submission", *PLUGS), (1, 0)),

@@ -10,7 +10,8 @@ import pytest
 
 from avfuse import options, registry
 from avfuse.cli import cli
-from avfuse.options import PROTOCOLS, TrainOptions, cache_home, format_assignments, parse_assignments, parse_fold
+from avfuse.knobs import PROTOCOLS
+from avfuse.options import TrainOptions, cache_home, local_home
 from avfuse.schema import UsageError
 
 COMMANDS = {
@@ -165,57 +166,33 @@ def test_choices_are_those_of_the_registry() -> None:
         assert tuple(kind.choices) == tuple(table)
 
 
-@pytest.mark.parametrize(
-    ("text", "value"),
-    [
-        ("2", 2),
-        ("-3", -3),
-        ("0.5", 0.5),
-        ("1e-4", 1e-4),
-        ("true", True),
-        ("False", False),
-        ("r2plus1d_18", "r2plus1d_18"),
-        ("", ""),
-        ("a=b", "a=b"),
-        ("1.2.3", "1.2.3"),
-    ],
-)
-def test_assignments(text: str, value: Any) -> None:
-    (parsed,) = parse_assignments((f"key={text}",)).values()
-    assert parsed == value
-    assert type(parsed) is type(value)
-
-
-def test_several_assignments() -> None:
-    assert parse_assignments(("recursions=3", "joint_blstm=false")) == {"recursions": 3, "joint_blstm": False}
-    assert parse_assignments(()) == {}
-
-
-@pytest.mark.parametrize("item", ["recursions", "=2", "", "two words=1", "2nd=1", "--recursions=2"])
-def test_what_is_no_assignment(item: str) -> None:
-    with pytest.raises(UsageError, match=f"^'{item}' is not KEY=VALUE, for example recursions=2$"):
-        parse_assignments(("fine=1", item))
-
-
-def test_assignments_are_written_as_they_are_read() -> None:
-    values = {"recursions": 2, "joint_blstm": False, "dropout": 0.1, "arch": "r3d_18"}
-    text = format_assignments(values)
-    assert text == "arch=r3d_18, dropout=0.1, joint_blstm=false, recursions=2"
-    assert parse_assignments(tuple(text.split(", "))) == values
-
-
 def test_cache_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("AVFUSE_CACHE", str(tmp_path / "named by the environment"))
-    assert cache_home(tmp_path / "given") == tmp_path / "given"
-    assert cache_home(None) == tmp_path / "named by the environment"
+    for given in (tmp_path / "given", str(tmp_path / "given")):
+        assert cache_home(given) == tmp_path / "given"
+    assert cache_home("s3://bucket/given") == "s3://bucket/given"
+    assert cache_home(None) == local_home() == tmp_path / "named by the environment"
+    monkeypatch.setenv("AVFUSE_CACHE", "s3://bucket//named")
+    assert cache_home(None) == "s3://bucket//named"
+    assert cache_home(tmp_path) == tmp_path
+    assert local_home() == Path("cache")
     monkeypatch.setenv("AVFUSE_CACHE", "")
-    assert cache_home(None) == Path("cache")
+    assert cache_home(None) == local_home() == Path("cache")
     monkeypatch.delenv("AVFUSE_CACHE")
-    assert cache_home(None) == Path("cache")
+    assert cache_home(None) == local_home() == Path("cache")
 
 
-def test_a_fold_is_one_of_at_least_two() -> None:
-    assert [parse_fold(text) for text in ("1/2", "2/2", "5/10")] == [(0, 2), (1, 2), (4, 10)]
-    for text in ("0/2", "3/2", "1/1", "1", "/2", "1/", "a/b", "-1/2", "1/2/3", "1.0/2"):
-        with pytest.raises(UsageError, match="expected fold I of N as I/N, for example 1/5"):
-            TrainOptions(fold=text)
+@every_command
+def test_a_cache_is_a_path_or_an_address(command: str) -> None:
+    if "cache" not in parameters(command):
+        assert not any(field.name == "cache" for field in dataclasses.fields(COMMANDS[command]))
+        return
+    convert = parameters(command)["cache"].type.convert
+    assert convert("features/x.zarr", None, None) == Path("features/x.zarr")
+    assert convert("s3://bucket/prefix", None, None) == "s3://bucket/prefix"
+    assert parameters(command)["cache"].make_metavar(click.Context(find_command(command))) == "PATH"
+
+
+def test_a_fold_is_refused_with_the_options() -> None:
+    with pytest.raises(UsageError, match=r"^--fold 3/2: expected fold I of N as I/N, for example 1/5$"):
+        TrainOptions(fold="3/2")

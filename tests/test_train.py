@@ -20,8 +20,9 @@ from avfuse import checkpoint, registry, runs
 from avfuse import train as train_module
 from avfuse.cache import FeatureCache
 from avfuse.dataset import Window
+from avfuse.knobs import PROTOCOLS
 from avfuse.losses import LOSSES
-from avfuse.options import PROTOCOLS, TrainOptions
+from avfuse.options import TrainOptions
 from avfuse.schema import UsageError
 from avfuse.train import TrainProgress, train
 

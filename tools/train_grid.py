@@ -45,7 +45,8 @@ from avfuse.cli import cli, main
 from avfuse.commands import EXIT_FAILURES
 from avfuse.commands.fuse_train import fuse_train
 from avfuse.commands.report import report
-from avfuse.options import TrainOptions, cache_home, format_assignments
+from avfuse.knobs import format_assignments
+from avfuse.options import TrainOptions, cache_home
 from avfuse.runs import read_predictions
 from avfuse.schema import UsageError
 from avfuse.terminal import make_console

@@ -21,6 +21,7 @@ from typing import Any
 import click
 
 from avfuse import registry
+from avfuse.knobs import parse_place
 from avfuse.schema import ReportTable, UsageError
 from avfuse.terminal import print_table
 
@@ -38,6 +39,14 @@ class _FiniteRange(click.FloatRange):
         if not math.isfinite(number):
             self.fail(f"{value!r} is not a finite number.", param, ctx)
         return number
+
+
+class _Place(click.Path):
+    """A path, or the address of a remote store, which a path would mangle."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        place = parse_place(value) if isinstance(value, str) else value
+        return super().convert(place, param, ctx) if isinstance(place, Path) else place
 
 
 def knobs_of(options: type) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -79,7 +88,7 @@ def _click_type(field: dataclasses.Field[Any], hint: Any) -> Any:
     if field.metadata["choices"]:
         return click.Choice(field.metadata["choices"])
     if inner is Path:
-        return click.Path(path_type=Path)
+        return (_Place if str in typing.get_args(hint) else click.Path)(path_type=Path)
     if inner in (int, float) and field.metadata["minimum"] is not None:
         return (click.IntRange if inner is int else _FiniteRange)(min=field.metadata["minimum"])
     return inner
