@@ -18,6 +18,7 @@ import click
 from avfuse import __version__
 from avfuse.commands import EXIT_MACHINE, EXIT_USAGE
 from avfuse.commands.audit import audit
+from avfuse.commands.cache import cache
 from avfuse.commands.checkpoint import checkpoint
 from avfuse.commands.demo import demo
 from avfuse.commands.extract import extract
@@ -44,7 +45,7 @@ def cli(verbose: bool, quiet: bool) -> None:
     set_up_logging(verbose, quiet)
 
 
-for command in (demo, audit, extract, fuse_train, predict, report, checkpoint):
+for command in (demo, audit, extract, cache, fuse_train, predict, report, checkpoint):
     cli.add_command(command)
 
 

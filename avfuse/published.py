@@ -115,6 +115,7 @@ def import_checkpoint(
             features=cache.digest(("train", "validation")),
             ranges=cache.spec.ranges,
             hop=int(cache.spec.clip["hop"]),
+            settings=cache.spec.to_json(),
         )
     return _write(run, record, head, {**arguments, "targets": list(TARGETS)}, predictions, digest)
 

@@ -67,6 +67,8 @@ class RunRecord:
         Lowest and highest rating of each target; None where the corpus declares none, empty in records of before.
     hop : int
         Frames between two clips: 1 where every frame was predicted by itself, 0 where the record does not say.
+    settings : dict
+        Settings of the features, the `CacheSpec` as JSON; empty in records of before.
     """
 
     head: str
@@ -83,6 +85,7 @@ class RunRecord:
     complete: bool = False
     ranges: tuple[Range | None, ...] = ()
     hop: int = 0
+    settings: dict[str, Any] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
 
     @property

@@ -6,6 +6,7 @@ Both are plain values that compare equal when, and only when, the features would
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import unicodedata
 import urllib.parse
@@ -58,6 +59,11 @@ class CacheSpec:
         fields: dict[str, Any] = {key: tuple(value) if key in lists else value for key, value in values.items()}
         ranges = tuple(None if item is None else (float(item[0]), float(item[1])) for item in fields.pop("ranges", ()))
         return cls(**fields, ranges=ranges)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields as JSON has them; see `from_json`."""
+        plain: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        return plain
 
     @property
     def fingerprint(self) -> str:

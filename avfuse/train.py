@@ -195,6 +195,7 @@ def _record(options: TrainOptions, head_options: dict[str, Any], cache: FeatureC
         revision=runs.code_revision(),
         ranges=cache.spec.ranges,
         hop=int(cache.spec.clip["hop"]),
+        settings=cache.spec.to_json(),
     )
 
 

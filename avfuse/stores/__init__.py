@@ -58,6 +58,21 @@ class Store(ABC):
     def files(self, group: str) -> dict[str, int] | None:
         """Return the length of every file of a group by its path in it; None if this store is not made of files."""
 
+    def members(self, group: str) -> list[str]:
+        """Return the names of what lies directly in a group, arrays, groups or else, without its metadata, sorted.
+
+        A store that is not made of files says it by itself.
+        """
+        top = {path.partition("/")[0] for path in self.files(group) or {}}
+        return sorted(top - {METADATA})
+
+    def find_contradictions(self, group: str) -> list[str]:
+        """Return, in words, what in a group is at odds with its metadata, beside values; "" is the root.
+
+        Only a store that keeps more than metadata, as written, and values has something to look at.
+        """
+        return []
+
     @abstractmethod
     def read(self, path: str) -> bytes:
         """Return the content of a file.
@@ -119,8 +134,8 @@ class Store(ABC):
         """Take a group out of the store; nobody sees half of it."""
         raise self._refusal()
 
-    def set_aside(self, group: str) -> str:
-        """Move a group, damaged as it may be, out of the store into a place beside it; return where it lies now."""
+    def set_aside(self, path: str) -> str:
+        """Move a group or a file, damaged as it may be, out of the store into a place beside it; return where it is."""
         raise self._refusal()
 
     def _refusal(self) -> UsageError:

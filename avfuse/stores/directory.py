@@ -109,8 +109,16 @@ class DirectoryStore(Store):
         return True
 
     def write_metadata(self, group: str, content: bytes) -> None:
-        """Replace a group's zarr.json."""
-        atomic.write_atomically(self.location / group / METADATA, content)
+        """Replace a group's zarr.json; what is on its way lies beside the store, where a dead writer's is swept."""
+        aside, target = self.aside(), self.location / group / METADATA
+        aside.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            aside.write_bytes(content)
+            atomic.flush(aside)
+            aside.replace(target)
+        finally:
+            aside.unlink(missing_ok=True)
+        atomic.flush(target.parent)
 
     def remove(self, group: str) -> None:
         """Rename a group's folder away, then remove it."""
@@ -121,11 +129,11 @@ class DirectoryStore(Store):
             folder.rename(away / "removed")
             shutil.rmtree(away)
 
-    def set_aside(self, group: str) -> str:
-        """Rename a group's folder into the folder of what was damaged."""
-        place = self._beside("damaged") / f"{Path(group).name}-{atomic.new_aside_name()}"
+    def set_aside(self, path: str) -> str:
+        """Rename a folder or a file into the folder of what was damaged."""
+        place = self._beside("damaged") / f"{Path(path).name}-{atomic.new_aside_name()}"
         place.parent.mkdir(exist_ok=True)
-        (self.location / group).rename(place)
+        (self.location / path).rename(place)
         return str(place)
 
     def _beside(self, suffix: str) -> Path:
