@@ -143,6 +143,7 @@ class RecordingWriter:
             dtype=np.dtype(dtype),
             chunks=(max(1, -(-shape[0] // num_chunks)), *(max(1, length) for length in shape[1:])),
             fill_value=None,
+            config={"write_empty_chunks": True},  # a chunk of zeros is stored too: one that is missing is damage
             **codecs(compress),
         )
 

@@ -97,6 +97,17 @@ def test_what_was_written_is_read(store: FeatureCache, num_clips: int) -> None:
         np.testing.assert_array_equal(got, expected)
 
 
+def test_features_of_zeros_are_stored_and_read(store: FeatureCache) -> None:
+    with RecordingWriter(store, "a", SOURCE) as writer:
+        writer.begin(3)
+        writer.append(np.zeros((3, *SHAPE), np.float32), np.zeros((3, 5), np.float32))
+        writer.commit(others(3), fps=25.0)
+    (read,) = store.recordings()
+    read.check(0)
+    assert not read.video.chunk(0).any()
+    assert all(f"{name}/c/0{'/0' * (len(entry['shape']) - 1)}" in read.files for name, entry in read.arrays.items())
+
+
 def test_any_zarr_reader_opens_it_without_a_warning(store: FeatureCache) -> None:
     video, _ = write(store, "some/name", 5)
     store.record_failure(Failure("broken", "unreadable", "because"))
