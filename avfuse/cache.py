@@ -28,7 +28,7 @@ from avfuse.cached import DAMAGED, RECORDINGS, CachedRecording, group_of
 from avfuse.options import cache_home
 from avfuse.schema import Failure, UsageError
 from avfuse.sealed import read_attributes, read_sealed, seal
-from avfuse.spec import FORMAT_VERSION, CacheSpec, Source, folder_name
+from avfuse.spec import FORMAT_VERSION, CacheSpec, Source, folder_name, tell_differences
 from avfuse.stores import METADATA, Store
 
 log = logging.getLogger(__name__)
@@ -44,6 +44,33 @@ def open_store(location: Path | str) -> Store:
         kind = "hdf5" if Path(location).suffix in (".h5", ".hdf5") else "directory"
     store: Store = registry.load("store", kind)(location)
     return store
+
+
+def holds_recordings(store: Store) -> bool:
+    """Whether there is a recording with metadata that are unaltered, whatever became of the root."""
+    return any(read_sealed(store.metadata(group)) for group in store.groups(RECORDINGS))
+
+
+def locate(place: Path | str) -> Store:
+    """Return the store at `place`, damaged as it may be, or the only one in the cache folder `place`.
+
+    Raises
+    ------
+    UsageError
+        If there is none, or more than one to choose from.
+    """
+    place = place if "://" in str(place) else Path(place)
+    here = open_store(place)
+    if here.metadata("") is not None:
+        return here
+    stores = type(here).find(features_folder(place))
+    if not stores and holds_recordings(here):
+        return here
+    if not stores:
+        raise UsageError(f"{place} holds no features; make them with: avfuse extract ROOT --cache {place}")
+    if len(stores) > 1:
+        raise UsageError(f"{place} holds several feature stores; give one of: {', '.join(map(str, stores))}")
+    return open_store(stores[0])
 
 
 class FeatureCache:
@@ -71,9 +98,10 @@ class FeatureCache:
         Raises
         ------
         UsageError
-            If the place cannot be written to.
+            If the place cannot be written to, or what is there was made with other settings.
         """
-        store = open_store(_below(home, spec.store_name))
+        folder = features_folder(home)
+        store = open_store(f"{folder}/{spec.store_name}" if isinstance(folder, str) else folder / spec.store_name)
         try:
             for leftover in store.prepare():
                 log.info("removed what a killed writer left: %s", leftover)
@@ -85,6 +113,11 @@ class FeatureCache:
                 "give a folder that can be, with --cache or $AVFUSE_CACHE"
             ) from error
         opened = cls.open(store.location)
+        if opened.spec.fingerprint != spec.fingerprint:
+            told = tell_differences(opened.spec.to_json(), spec.to_json())
+            raise UsageError(
+                f"{store.location} was renamed, it holds features of other settings ({told}); move it away"
+            )
         return cls(opened.store, opened.spec, compress)
 
     @classmethod
@@ -100,6 +133,8 @@ class FeatureCache:
         content = store.metadata("")
         attributes = read_attributes(content)
         if attributes is None or not isinstance(attributes.get("spec"), dict):
+            if holds_recordings(store):
+                raise UsageError(f"the settings of {location} are {DAMAGED}, and extract again")
             raise UsageError(f"{location} is not a feature store of avfuse; make one with: avfuse extract")
         version = attributes["spec"].get("format_version")
         if version != FORMAT_VERSION:
@@ -108,7 +143,9 @@ class FeatureCache:
                 "that made it, or make its features again with: avfuse extract"
             )
         if read_sealed(content) is None:
-            raise UsageError(f"{location}: its settings were altered after it was made; extract the features again")
+            raise UsageError(
+                f"the settings of {location} were altered after it was made and are {DAMAGED}, and extract again"
+            )
         return cls(store, CacheSpec.from_json(attributes["spec"]))
 
     @classmethod
@@ -118,18 +155,9 @@ class FeatureCache:
         Raises
         ------
         UsageError
-            If there is none, or more than one to choose from.
+            If there is none, more than one to choose from, or it cannot be opened.
         """
-        place = place if "://" in str(place) else Path(place)
-        here = open_store(place)
-        if here.metadata("") is not None:
-            return cls.open(place)
-        stores = type(here).find(_below(place))
-        if not stores:
-            raise UsageError(f"{place} holds no features; make them with: avfuse extract ROOT --cache {place}")
-        if len(stores) > 1:
-            raise UsageError(f"{place} holds several feature stores; give one of: {', '.join(map(str, stores))}")
-        return cls.open(stores[0])
+        return cls.open(locate(place).location)
 
     @property
     def path(self) -> Path | str:
@@ -223,11 +251,9 @@ class FeatureCache:
         return sorted((Failure(**item) for item in found if item), key=lambda failure: failure.recording)
 
 
-def _below(home: Path | str, name: str = "") -> Path | str:
-    """Return the folder of the stores below a home, or a store in it."""
-    if isinstance(home, str) and "://" in home:
-        return "/".join(filter(None, (home.rstrip("/"), "features", name)))
-    return Path(home) / "features" / name
+def features_folder(home: Path | str) -> Path | str:
+    """Return the folder of the stores below a home."""
+    return f"{home.rstrip('/')}/features" if isinstance(home, str) and "://" in home else Path(home) / "features"
 
 
 def _make_root(store: Store, spec: CacheSpec, provenance: Mapping[str, Any]) -> None:

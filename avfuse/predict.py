@@ -24,6 +24,7 @@ from avfuse.device import choose_device
 from avfuse.options import PredictOptions, cache_home
 from avfuse.protocols import seconds_by_target, smooth
 from avfuse.schema import Batch, Predictions, Range, UsageError
+from avfuse.spec import tell_differences
 from avfuse.submission import Template, check_submission, read_template, write_submission
 
 log = logging.getLogger(__name__)
@@ -115,9 +116,11 @@ def _check_run(place: Path, cache: FeatureCache, partition: str) -> runs.RunReco
             f"{place} predicts {', '.join(record.targets)}; {cache.path} is rated for {', '.join(cache.spec.targets)}"
         )
     if record.fingerprint not in ("", cache.spec.fingerprint):
+        told = tell_differences(record.settings, cache.spec.to_json())
         raise UsageError(
-            f"{place} was trained on features {record.fingerprint}, {cache.path} holds others; extract the recordings "
-            "with the settings of its training, into the same store"
+            f"{place} was trained on features {record.fingerprint}, {cache.path} holds others"
+            f"{f' ({told})' if told else ''}; extract the recordings with the settings of its training, into the same "
+            "store"
         )
     if record.fingerprint and record.features != cache.digest(("train", "validation")):
         log.warning("%s: training or validation recordings of %s have changed since it was trained", place, cache.path)

@@ -27,6 +27,7 @@ import numpy as np
 from avfuse import __version__, registry
 from avfuse.atomic import plain_values, write_atomically
 from avfuse.schema import Predictions, Range, UsageError
+from avfuse.spec import tell_differences
 
 FORMAT_VERSION = 2
 RUN_FILE = "run.json"
@@ -174,7 +175,11 @@ def is_complete(run: Path, record: RunRecord) -> bool:
     found = read_run(run)
     if found.identity != record.identity:
         different = sorted(key for key, value in record.identity.items() if found.identity[key] != value)
-        raise UsageError(f"{run} holds a run with another {', '.join(different)}; give another --out or remove it")
+        told = tell_differences(found.settings, record.settings)
+        raise UsageError(
+            f"{run} holds a run with another {', '.join(different)}{f' ({told})' if told else ''}; "
+            "give another --out or remove it"
+        )
     return found.complete and all((run / name).is_file() for name in (HEAD_FILE, PREDICTIONS_FILE))
 
 

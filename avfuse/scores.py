@@ -22,6 +22,7 @@ from avfuse.metrics import Sums, gather_groups
 from avfuse.protocols import Evaluation
 from avfuse.runs import RunRecord, find_runs, read_predictions, read_run
 from avfuse.schema import Predictions, UsageError
+from avfuse.spec import tell_differences
 
 log = logging.getLogger(__name__)
 
@@ -208,8 +209,13 @@ def _check_comparable(runs: Sequence[tuple[Path, RunRecord]]) -> None:
             first.setdefault(value(record), run)
         if len(first) > 1:
             (one, run), (other, other_run), *_ = first.items()
+            settings = dict(runs)
+            told = tell_differences(
+                settings[run].settings, settings[other_run].settings, ("in the first", "in the second")
+            )
             raise UsageError(
-                f"the runs are of different {what}: {one} ({run}) and {other} ({other_run}); report each by itself"
+                f"the runs are of different {what}: {one} ({run}) and {other} ({other_run})"
+                f"{f': {told}' if told else ''}; report each by itself"
             )
 
 

@@ -23,6 +23,7 @@ CROP_SUFFIXES = (".jpg", ".jpeg", ".png")  # in the order of preference
 _CROP_NUMBER = re.compile(r"\d{5}|[1-9]\d{5,}", re.ASCII)
 _FINGERPRINT_LENGTH = 12
 _MAX_NAME_BYTES = 180
+_MAX_TOLD, _MAX_TOLD_LETTERS = 4, 32
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,25 @@ def differences(these: Mapping[str, Any], those: Mapping[str, Any], prefix: str 
         elif here != there:
             found[f"{prefix}{key}"] = (here, there)
     return found
+
+
+def tell_differences(
+    these: Mapping[str, Any], those: Mapping[str, Any], names: tuple[str, str] = ("there", "here")
+) -> str:
+    """Return in words in which settings two specs differ, as "video.arch: r3d_18 there, r2plus1d_18 here".
+
+    It is empty where they do not, or where one of them is not known, as in a run's record of before.
+    """
+    found = differences(these, those) if these and those else {}
+    told = [f"{key}: {_told(one)} {names[0]}, {_told(other)} {names[1]}" for key, (one, other) in found.items()]
+    more = [f"and {len(told) - _MAX_TOLD} more"] if len(told) > _MAX_TOLD else []
+    return "; ".join([*told[:_MAX_TOLD], *more])
+
+
+def _told(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    text = "nothing" if value is None else text
+    return text if len(text) <= _MAX_TOLD_LETTERS else f"{text[:_MAX_TOLD_LETTERS]}..."
 
 
 class FileDigests:

@@ -171,6 +171,51 @@ def test_altered_settings_are_refused(store: FeatureCache, field: str, value: ob
         FeatureCache.open(store.path)
 
 
+def test_a_store_without_its_root_is_damaged_and_one_under_another_name_is_refused(tmp_path: Path) -> None:
+    store = FeatureCache.create(tmp_path, spec(), {})
+    write(store, "a", 2)
+    root = (store.path / "zarr.json").read_bytes()
+    for content in (None, b"", b"[]", b'{"attributes": []}', root.replace(b'"spec"', b'"spek"')):
+        (store.path / "zarr.json").unlink()
+        if content is not None:
+            (store.path / "zarr.json").write_bytes(content)
+        for place in (tmp_path, store.path):
+            with pytest.raises(
+                UsageError, match=r"the settings of .*\.zarr are damaged; see what is wrong with: avfuse"
+            ):
+                FeatureCache.find(place)
+        (store.path / "zarr.json").touch()
+    (store.path / "zarr.json").unlink()
+    again = FeatureCache.create(tmp_path, spec(), {"weights": "none"})
+    assert [item.name for item in again.recordings()] == ["a"]
+    store.path.rename(store.path.with_name(spec(precision="bf16").store_name))
+    with pytest.raises(UsageError, match=r"was renamed, it holds features of .* \(precision: fp32 there, bf16 here\)"):
+        FeatureCache.create(tmp_path, spec(precision="bf16"), {})
+
+
+def test_a_folder_of_recordings_is_no_store(tmp_path: Path) -> None:
+    (tmp_path / "recordings" / "holidays").mkdir(parents=True)
+    with pytest.raises(UsageError, match="holds no features; make them with"):
+        FeatureCache.find(tmp_path)
+    with pytest.raises(UsageError, match="is not a feature store of avfuse"):
+        FeatureCache.open(tmp_path)
+
+
+def test_what_a_killed_change_of_metadata_left_is_beside_the_store_and_swept(tmp_path: Path, monkeypatch: Any) -> None:
+    store = FeatureCache.create(tmp_path, spec(), {})
+    write(store, "a", 2)
+    monkeypatch.setattr(Path, "replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(Path, "unlink", lambda *_, **__: None)
+    with pytest.raises(KeyboardInterrupt):
+        store.relabel("a", dataclasses.replace(SOURCE, partition="test"))
+    monkeypatch.undo()
+    (left,) = store.path.with_suffix(".tmp").iterdir()
+    left.rename(left.with_name(left.name.replace(f"-{os.getpid()}-", "-999999999-")))
+    (read,) = FeatureCache.create(tmp_path, spec(), {}).recordings()
+    assert read.source == SOURCE
+    assert list(store.path.with_suffix(".tmp").iterdir()) == []
+
+
 def test_holds_only_what_is_whole_and_of_the_same_source(store: FeatureCache) -> None:
     assert not store.holds("a", SOURCE)
     write(store, "a", 4)

@@ -115,8 +115,13 @@ def test_refusals(trained, tmp_path: Path, changes: dict[str, Any], message: str
 
 def test_a_run_of_other_features_is_refused(trained, tmp_path: Path) -> None:
     toy_cache(tmp_path)
-    with pytest.raises(UsageError, match=r"was trained on features \w+, .* holds others; extract the recordings"):
+    told = r"was trained on features \w+, .* holds others \(ranges: .* there, .* here\); extract the recordings"
+    with pytest.raises(UsageError, match=told):
         predicted(tmp_path, trained[1], tmp_path)
+    record = read_run(trained[1][0])
+    write_run(tmp_path / "before", type(record)(**{**vars(record), "settings": {}}))
+    with pytest.raises(UsageError, match="holds others; extract the recordings with the settings of its training"):
+        predicted(tmp_path, [tmp_path / "before"], tmp_path)
 
 
 def test_an_incomplete_run_is_refused(trained, tmp_path: Path) -> None:

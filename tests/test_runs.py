@@ -62,6 +62,16 @@ def test_identity_tells_trainings_apart() -> None:
     assert all(other.identity != record().identity for other in others)
 
 
+def test_a_place_that_holds_another_run_is_refused_with_the_settings_that_differ(tmp_path: Path) -> None:
+    runs.write_run(tmp_path, record(settings={"clip": {"hop": 8}}))
+    assert not runs.is_complete(tmp_path, record(settings={"clip": {"hop": 8}}))  # no head, no predictions
+    message = r"holds a run with another fingerprint \(clip\.hop: 8 there, 4 here\); give another --out or remove it$"
+    with pytest.raises(UsageError, match=message):
+        runs.is_complete(tmp_path, record(fingerprint="f", settings={"clip": {"hop": 4}}))
+    with pytest.raises(UsageError, match="holds a run with another fingerprint, seed; give another --out"):
+        runs.is_complete(tmp_path, record(fingerprint="f", seed=4))
+
+
 @pytest.mark.parametrize("lengths", [(5, 1, 130, 2), (4, 4, 4, 4), (0, 3, 0, 1)])
 def test_predictions_round_trip(lengths: tuple[int, ...], tmp_path: Path) -> None:
     written = [predictions(name, length) for name, length in zip(NAMES, lengths, strict=True)]

@@ -69,6 +69,14 @@ def test_runs_that_do_not_compare_are_refused(changes: dict[str, Any], message: 
         rows_of(tmp_path)
 
 
+def test_runs_of_other_features_say_in_which_settings_they_differ(tmp_path: Path) -> None:
+    make_run(tmp_path / "a", settings={"video": {"arch": "r3d_18"}, "precision": "fp32"})
+    make_run(tmp_path / "b", settings={"video": {"arch": "r2plus1d_18"}, "precision": "fp32"}, fingerprint="beef")
+    told = r"beef \(.*/b\): video\.arch: r3d_18 in the first, r2plus1d_18 in the second; report each by itself"
+    with pytest.raises(UsageError, match=told):
+        rows_of(tmp_path)
+
+
 def test_an_incomplete_run_of_another_cache_does_not_matter(tmp_path: Path) -> None:
     make_run(tmp_path / "a")
     make_run(tmp_path / "b", fingerprint="beef", complete=False)

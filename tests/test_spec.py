@@ -9,7 +9,7 @@ from test_cache import spec
 
 from avfuse import spec as spec_module
 from avfuse.schema import Recording, RecordingError
-from avfuse.spec import CacheSpec, FileDigests, Source, list_crops
+from avfuse.spec import CacheSpec, FileDigests, Source, differences, list_crops, tell_differences
 
 
 def test_fingerprint_follows_every_field() -> None:
@@ -35,6 +35,25 @@ def test_a_spec_comes_back_from_json() -> None:
     assert again.fingerprint == one.fingerprint
     assert one.store_name == f"Ünder-score-d-{one.fingerprint}.zarr"
     assert again.ranges == ((-1.0, 1.0), None)
+
+
+def test_differences_are_told_by_the_name_of_the_setting() -> None:
+    these = spec(video={"arch": "r3d_18"}, libraries={"torch": "2.11"}).to_json()
+    those = spec(video={"arch": "r2plus1d_18"}, libraries={}, ranges=()).to_json()
+    assert differences(these, these) == {}
+    assert differences(these, those) == {
+        "video.arch": ("r3d_18", "r2plus1d_18"),
+        "libraries.torch": ("2.11", None),
+        "ranges": ([[-1.0, 1.0], None], []),
+    }
+    told = "libraries.torch: 2.11 there, nothing here; ranges: [[-1.0, 1.0], null] there, [] here; video.arch: r3d_18 "
+    assert tell_differences(these, those) == f"{told}there, r2plus1d_18 here"
+    assert tell_differences(these, these) == tell_differences({}, those) == tell_differences(these, {}) == ""
+    many = {f"key{number}": number for number in range(7)}
+    assert tell_differences(many, {"key0": "x" * 40}, ("in A", "in B")) == (
+        f"key0: 0 in A, {'x' * 32}... in B; key1: 1 in A, nothing in B; key2: 2 in A, nothing in B; "
+        "key3: 3 in A, nothing in B; and 3 more"
+    )
 
 
 def test_source_names_what_is_missing(tmp_path: Path) -> None:
