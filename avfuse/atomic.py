@@ -52,17 +52,20 @@ def sweep(folder: Path) -> list[str]:
     """Remove what dead writers of this machine left in a folder, files or folders; return the names of what went."""
     gone = []
     for leftover in folder.iterdir():
-        writer, _, process = leftover.name.rpartition("-")[0].rpartition("-")
-        is_ours = writer == socket.gethostname() or (
-            writer.startswith(".") and writer.endswith(f".{socket.gethostname()}")
-        )
-        if is_ours and process.isdecimal() and not _is_alive(int(process)):
+        if is_left_behind(leftover.name):
             if leftover.is_dir():
                 shutil.rmtree(leftover, ignore_errors=True)
             else:
                 leftover.unlink(missing_ok=True)
             gone.append(leftover.name)
     return gone
+
+
+def is_left_behind(name: str) -> bool:
+    """Whether a name, as `new_aside_name` gives it or behind a dot, is that of a dead writer of this machine."""
+    writer, _, process = name.rpartition("-")[0].rpartition("-")
+    is_ours = writer == socket.gethostname() or (writer.startswith(".") and writer.endswith(f".{socket.gethostname()}"))
+    return is_ours and process.isdecimal() and not _is_alive(int(process))
 
 
 def describe_files(folder: Path) -> dict[str, dict[str, Any]]:

@@ -18,7 +18,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -48,16 +49,26 @@ def open_store(location: Path | str) -> Store:
 
 def holds_recordings(store: Store) -> bool:
     """Whether there is a recording with metadata that are unaltered, whatever became of the root."""
-    return any(read_sealed(store.metadata(group)) for group in store.groups(RECORDINGS))
+    return any(map(read_sealed, store.metadata_below(RECORDINGS).values()))
 
 
+@contextmanager
+def _asking() -> Iterator[None]:
+    """Refuse a place on a server that does not answer, or says no: nobody can tell what it holds."""
+    try:
+        yield
+    except ConnectionError as error:
+        raise UsageError(f"{error.filename} cannot be read: {error.strerror}") from error
+
+
+@_asking()
 def locate(place: Path | str) -> Store:
     """Return the store at `place`, damaged as it may be, or the only one in the cache folder `place`.
 
     Raises
     ------
     UsageError
-        If there is none, or more than one to choose from.
+        If there is none, more than one to choose from, or its server cannot be asked.
     """
     place = place if "://" in str(place) else Path(place)
     here = open_store(place)
@@ -121,13 +132,14 @@ class FeatureCache:
         return cls(opened.store, opened.spec, compress)
 
     @classmethod
+    @_asking()
     def open(cls, location: Path | str) -> FeatureCache:
         """Open a store for reading.
 
         Raises
         ------
         UsageError
-            If there is no store, or one whose format this version does not know.
+            If there is no store, one whose format this version does not know, or its server cannot be asked.
         """
         store = open_store(location)
         content = store.metadata("")
@@ -191,7 +203,8 @@ class FeatureCache:
             If one of them is damaged: something is missing, cut short or altered, as far as that can be told from the
             metadata and the lengths of files. Values are compared with their digests when they are read.
         """
-        found = [CachedRecording(self.store, group) for group in self.store.groups(RECORDINGS)]
+        surveyed = self.store.survey(RECORDINGS)
+        found = [CachedRecording(self.store, group, known) for group, known in surveyed.items()]
         for item in found:
             if not item.is_whole:
                 raise UsageError(f"{item.path} is {DAMAGED}")
@@ -209,7 +222,7 @@ class FeatureCache:
 
     def names(self) -> list[str]:
         """Return the names of the recordings, damaged ones included as far as they have one, sorted."""
-        found = [read_attributes(self.store.metadata(group)) for group in self.store.groups(RECORDINGS)]
+        found = map(read_attributes, self.store.metadata_below(RECORDINGS).values())
         return sorted(str(attributes["recording"]) for attributes in found if attributes and "recording" in attributes)
 
     def recording(self, name: str) -> CachedRecording:
@@ -247,7 +260,7 @@ class FeatureCache:
 
     def failures(self) -> list[Failure]:
         """Return the recorded failures, sorted by name; damaged ones are left out."""
-        found = [read_sealed(self.store.metadata(group)) for group in self.store.groups(FAILURES)]
+        found = map(read_sealed, self.store.metadata_below(FAILURES).values())
         return sorted((Failure(**item) for item in found if item), key=lambda failure: failure.recording)
 
 

@@ -25,11 +25,17 @@ _UNREADABLE = (OSError, ValueError, KeyError, RuntimeError)  # what stores and c
 
 
 class CachedRecording:
-    """The features of one recording, mapped into memory rather than read where its chunks are plain."""
+    """The features of one recording, mapped into memory rather than read where its chunks are plain.
 
-    def __init__(self, store: Store, group: str) -> None:
+    `known` is what `Store.survey` said of it, if it was asked already.
+    """
+
+    def __init__(
+        self, store: Store, group: str, known: tuple[bytes | None, dict[str, int] | None] | None = None
+    ) -> None:
         self.store = store
         self.group = group
+        self._known = known
 
     @property
     def path(self) -> str:
@@ -39,14 +45,14 @@ class CachedRecording:
     @cached_property
     def attributes(self) -> dict[str, Any]:
         """What its metadata say; empty where there are none, or altered ones."""
-        return read_sealed(self.store.metadata(self.group)) or {}
+        return read_sealed(self._known[0] if self._known else self.store.metadata(self.group)) or {}
 
     @cached_property
     def is_whole(self) -> bool:
         """Whether its metadata are unaltered and every file is here at its full length, and no other."""
         if not self.attributes:
             return False
-        lengths = self.store.files(self.group)
+        lengths = self._known[1] if self._known else self.store.files(self.group)
         return lengths is None or lengths == {
             METADATA: len(seal(self.attributes)),
             **{file: entry["bytes"] for file, entry in self.attributes["files"].items()},
@@ -113,6 +119,8 @@ class CachedRecording:
         name = view_name(number)
         try:
             return self.store.clips(f"{self.group}/{name}")
+        except ConnectionError:
+            raise  # nobody can tell what is there
         except _UNREADABLE as error:
             raise self.damage(name) from error
 
@@ -128,6 +136,8 @@ class CachedRecording:
         clips = self.view(number)
         try:
             found = {"shape": list(clips.shape), "dtype": clips.dtype.name, "sha256": clips.sha256()}
+        except ConnectionError:
+            raise  # nobody can tell what is there
         except _UNREADABLE as error:
             raise self.damage(name) from error
         if found != self.arrays[name]:
@@ -143,6 +153,8 @@ class CachedRecording:
         """
         try:
             values = self.store.array(f"{self.group}/{name}")
+        except ConnectionError:
+            raise  # nobody can tell what is there
         except _UNREADABLE as error:
             raise self.damage(name) from error
         if describe_array(values) != self.arrays.get(name):

@@ -58,6 +58,14 @@ class Store(ABC):
     def files(self, group: str) -> dict[str, int] | None:
         """Return the length of every file of a group by its path in it; None if this store is not made of files."""
 
+    def metadata_below(self, parent: str) -> dict[str, bytes | None]:
+        """Return the metadata of every group in a group, by its path."""
+        return {group: self.metadata(group) for group in self.groups(parent)}
+
+    def survey(self, parent: str) -> dict[str, tuple[bytes | None, dict[str, int] | None]]:
+        """Return what `metadata` and `files` say of every group in a group, by its path."""
+        return {group: (content, self.files(group)) for group, content in self.metadata_below(parent).items()}
+
     def members(self, group: str) -> list[str]:
         """Return the names of what lies directly in a group, arrays, groups or else, without its metadata, sorted.
 
