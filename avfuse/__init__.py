@@ -36,7 +36,7 @@ _PUBLIC = {
     "UsageError": "avfuse.schema",
     "ccc": "avfuse.metrics.ccc",
     "load_head": "avfuse.checkpoint",
-    "predict_recording": "avfuse.dataset",
+    "predict_recording": "avfuse.overlapping",
 }
 
 __all__ = [
@@ -60,7 +60,6 @@ __all__ = [
 if TYPE_CHECKING:
     from avfuse.cache import FeatureCache
     from avfuse.checkpoint import load_head
-    from avfuse.dataset import predict_recording
     from avfuse.metrics.ccc import ccc
     from avfuse.options import (
         AuditOptions,
@@ -70,6 +69,7 @@ if TYPE_CHECKING:
         ReportOptions,
         TrainOptions,
     )
+    from avfuse.overlapping import predict_recording
     from avfuse.schema import Annotation, Recording, UsageError
     from avfuse.spec import CacheSpec
 

@@ -7,9 +7,12 @@ calls `CachedRecording.check` once.
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterator
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 
 from avfuse import atomic
@@ -21,7 +24,7 @@ from avfuse.stores import METADATA, Store
 
 RECORDINGS = "recordings"
 DAMAGED = "damaged; see what is wrong with: avfuse cache verify, set it aside with: avfuse cache repair"
-_UNREADABLE = (OSError, ValueError, KeyError, RuntimeError)  # what stores and codecs raise
+_UNREADABLE = (OSError, ValueError, LookupError, TypeError, RuntimeError)  # what stores and codecs raise
 
 
 class CachedRecording:
@@ -49,8 +52,8 @@ class CachedRecording:
 
     @cached_property
     def is_whole(self) -> bool:
-        """Whether its metadata are unaltered and every file is here at its full length, and no other."""
-        if not self.attributes:
+        """Whether it lies where it belongs, its metadata unaltered and every file at its full length, and no other."""
+        if "files" not in self.attributes or self.group != group_of(self.name):
             return False
         lengths = self._known[1] if self._known else self.store.files(self.group)
         return lengths is None or lengths == {
@@ -132,16 +135,26 @@ class CachedRecording:
         UsageError
             If they are not those that were written.
         """
-        name = view_name(number)
-        clips = self.view(number)
+        for _ in self.checked_chunks(number):
+            pass
+
+    def checked_chunks(self, number: int) -> Iterator[npt.NDArray[Any]]:
+        """Yield the maps of a view chunk by chunk; at the end they are compared with their digest, as by `check`."""
+        name, clips, digest = view_name(number), self.view(number), hashlib.sha256()
         try:
-            found = {"shape": list(clips.shape), "dtype": clips.dtype.name, "sha256": clips.sha256()}
+            for values in clips.chunks():
+                digest.update(np.ascontiguousarray(values).data)
+                yield values
         except ConnectionError:
             raise  # nobody can tell what is there
         except _UNREADABLE as error:
             raise self.damage(name) from error
-        if found != self.arrays[name]:
+        if self.arrays[name] != {"shape": [*clips.shape], "dtype": clips.dtype.name, "sha256": digest.hexdigest()}:
             raise self.damage(name)
+
+    def scale(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]] | None:
+        """Return scale and offset of each channel, (C,) each, of maps that are bytes; None if they are halves."""
+        return (self.array("video_scale"), self.array("video_offset")) if "video_scale" in self.arrays else None
 
     def array(self, name: str) -> npt.NDArray[Any]:
         """Return one of the small arrays (all but ``video``), read and compared with its digest.

@@ -74,13 +74,6 @@ class ClipArray:
             yield done, number, slice(offset, offset + (run - 1) * step + 1, step)
             done += run
 
-    def sha256(self) -> str:
-        """Return the digest of all values in C order; see `digest_of`."""
-        digest = hashlib.sha256()
-        for values in self.chunks():
-            digest.update(np.ascontiguousarray(values).data)
-        return digest.hexdigest()
-
 
 def digest_of(values: npt.NDArray[Any]) -> str:
     """Return the hexadecimal sha256 of an array's values, little-endian, in C order."""

@@ -1,70 +1,33 @@
-"""Windows of T clips out of the cache, and predictions for clips back onto frames.
+"""A partition of the cache as batches of windows, and predictions for clips back onto frames.
 
-A recording's clips lie `hop` slots apart; the clips of a window lie `spacing` slots apart. With a hop of 8 and a
-spacing of 32 the clips fall into four phases, and each phase is tiled with windows of T clips, the last one padded. So
-every clip stands in exactly one window. Windows to predict with may overlap instead, so that a long recording has no
-seams: the prediction of a clip is then the mean over the windows in which it stands. (The released code of the paper
-cuts windows side by side at a hop of 1, and trains on those alone that are full and labelled throughout.)
+The small features of all clips (sound, targets, shares of faces) lie in memory, one clip after another, and a batch is
+what an index gathers from them. Feature maps are gathered from where they lie; see `avfuse.gathering`.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from avfuse.cache import FeatureCache
 from avfuse.cached import CachedRecording
-from avfuse.fusion import FusionHead
+from avfuse.encoding import from_bytes
+from avfuse.gathering import ResidentMaps, StreamedMaps, choose_residence
+from avfuse.metrics import NUM_SUMS, Sums, gather
 from avfuse.partitions import fold_by_subject
 from avfuse.schema import Batch, Predictions, UsageError
+from avfuse.windows import lay_windows
 
 log = logging.getLogger(__name__)
 
-
-def tile(num_clips: int, length: int, overlap: int) -> list[range]:
-    """Cut consecutive clips into windows of `length` clips, of which neighbours share `overlap`.
-
-    So many clips or fewer are one window. Of more, windows start every `length - overlap` clips, and the last is moved
-    back so that it is full; without overlap none is moved, and the last holds what is left.
-
-    Raises
-    ------
-    UsageError
-        If the windows cannot share so many clips.
-    """
-    if not 0 <= overlap < length:
-        raise UsageError(f"overlap is {overlap}; windows of {length} clips can share 0 to {length - 1}")
-    if overlap and num_clips > length:
-        last = num_clips - length
-        starts = [*range(0, last, length - overlap), last]
-    else:
-        starts = list(range(0, num_clips, length))
-    return [range(start, min(start + length, num_clips)) for start in starts]
-
-
-@dataclass(frozen=True, order=True)
-class Window:
-    """Clips `start`, `start + step`, ... (`count` of them) of the recording at a place in a partition's list.
-
-    Windows compare by their recording's place, then by their start.
-    """
-
-    recording: int
-    start: int
-    step: int
-    count: int
-
-    @property
-    def clips(self) -> slice:
-        """The window's clips as a slice of the recording's."""
-        return slice(self.start, self.start + (self.count - 1) * self.step + 1, self.step)
+CPU = torch.device("cpu")
 
 
 class WindowedPartition:
@@ -79,7 +42,7 @@ class WindowedPartition:
     spacing : int
         Slots between the clips of a window; a multiple of the cache's hop.
     overlap : int
-        Clips of a phase that consecutive windows share; see `tile`.
+        Clips of a phase that consecutive windows share; see `avfuse.windows.tile`.
     complete : bool
         Keep only the windows of T clips that all have a label, as the released code trains. The label of a clip is
         then the last rating of all targets among the frames that the clip spans, not only the one at its end.
@@ -88,12 +51,18 @@ class WindowedPartition:
         the validation partition are spread over so many folds; the others are the training partition.
     targets : tuple of str
         What is predicted where the cache has no ratings at all.
+    num_views : int
+        How many views of each clip may be asked for.
+    resident : str
+        Where the maps of all clips are held: ``no`` for nowhere, ``ram`` for this machine's memory, or ``device``.
+    device : torch.device
+        Where batches are wanted.
 
     Raises
     ------
     UsageError
-        If the cache holds no recording of the partition, `spacing` is no multiple of the hop, `overlap` is too large,
-        or no window is complete.
+        If the cache holds no recording of the partition, one is damaged, `spacing` is no multiple of the hop, `overlap`
+        is too large, or no window is complete.
     """
 
     def __init__(
@@ -107,6 +76,9 @@ class WindowedPartition:
         complete: bool = False,
         fold: tuple[int, int] | None = None,
         targets: tuple[str, ...] = (),
+        num_views: int = 1,
+        resident: str = "no",
+        device: torch.device = CPU,
     ) -> None:
         hop = int(cache.spec.clip["hop"])
         if spacing % hop:
@@ -120,184 +92,209 @@ class WindowedPartition:
             )
         self.targets = cache.spec.targets or targets
         self.num_clips = num_clips
-        span = int(cache.spec.clip["frames"]) * int(cache.spec.clip["dilation"])
-        self.audio_NA = [item.array("audio") for item in self.recordings]
-        self.target_NE = [
-            _last_label(item, span) if complete else self._of_targets(item.array("target")) for item in self.recordings
-        ]
-        self.face_N = [item.array("face_share") for item in self.recordings]
-        step = spacing // hop
-        self.windows = [
-            Window(place, phase + step * tiled.start, step, len(tiled))
-            for place, item in enumerate(self.recordings)
-            for phase in range(min(step, item.num_clips))
-            for tiled in tile(len(range(phase, item.num_clips, step)), num_clips, overlap)
-        ]
+        self.num_views = num_views
+        self.device = device
+        span = int(cache.spec.clip["frames"]) * int(cache.spec.clip["dilation"]) if complete else 0
+        self._load(span)
+        self.windows = lay_windows([item.num_clips for item in self.recordings], num_clips, spacing // hop, overlap)
+        self._lay_index()
         if complete:
-            self.windows = [window for window in self.windows if self._is_complete(window)]
+            self._keep(self._index_WT.ne(self.num_rows).all(dim=1) & ~self._lacks_label().any(dim=1))
             if not self.windows:
                 raise UsageError(
                     f"the {partition} partition of {cache.path} has no complete window: {num_clips} clips {spacing} "
                     f"frames apart, each with a rating of every target among its last {span} frames; "
                     "train on --windows all, or give fewer --num-clips"
                 )
+        self._maps: ResidentMaps | StreamedMaps
+        if resident == "device":
+            self._maps = ResidentMaps(self.recordings, num_views, device)
+        else:
+            self._maps = StreamedMaps(self.recordings, num_views, device, in_memory=resident == "ram")
+
+    def _load(self, span: int) -> None:
+        """Read the small features of all clips, with a row for padding behind them; `span` is that of the labels."""
+        items = self.recordings
+        self.num_rows = sum(item.num_clips for item in items)
+        self._audio_NA = self._rows([item.array("audio") for item in items], 0.0)
+        self._face_N = self._rows([item.array("face_share") for item in items], 0.0)
+        labels = [_last_label(item, span) if span else self._of_targets(item.array("target")) for item in items]
+        self._target_NE = self._rows(labels, np.nan)
+        scales = [scale for item in items if (scale := item.scale())]
+        self._scales = [torch.from_numpy(np.stack(values)).to(self.device) for values in zip(*scales, strict=True)]
+
+    def _rows(self, arrays: Sequence[npt.NDArray[np.float32]], padding: float) -> Tensor:
+        end = np.full((1, *arrays[0].shape[1:]), padding, np.float32)
+        return torch.from_numpy(np.concatenate([*arrays, end])).to(self.device)
 
     def _of_targets(self, values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """Return ratings as they are, or as many unrated columns as there are targets where there are none."""
         return values if values.shape[1] else np.full((len(values), len(self.targets)), np.nan, np.float32)
 
-    def _is_complete(self, window: Window) -> bool:
-        is_labelled = not np.isnan(self.target_NE[window.recording][window.clips]).any()
-        return is_labelled and window.count == self.num_clips
+    def _lay_index(self) -> None:
+        """Lay down the place of each window's clips among all clips, (W, T), and the window's recording, (W,)."""
+        first_R = np.cumsum([0, *(item.num_clips for item in self.recordings)])
+        columns = np.array([(w.recording, w.start, w.step, w.count) for w in self.windows], np.int64)
+        recording_W1, start_W1, step_W1, count_W1 = columns.T[..., None]
+        at_T = np.arange(self.num_clips)
+        index_WT = np.where(at_T < count_W1, first_R[recording_W1] + start_W1 + step_W1 * at_T, self.num_rows)
+        self._index_WT, self._recording_W = torch.from_numpy(index_WT), torch.from_numpy(columns[:, 0].copy())
+
+    def _lacks_label(self) -> Tensor:
+        """Return which clips of windows have no label of all targets, (W, T); padding is such."""
+        return self._target_NE.cpu().isnan().any(dim=1)[self._index_WT]
+
+    def _keep(self, kept_W: Tensor) -> None:
+        self.windows = [window for window, is_kept in zip(self.windows, kept_W.tolist(), strict=True) if is_kept]
+        self._index_WT, self._recording_W = self._index_WT[kept_W], self._recording_W[kept_W]
+
+    @property
+    def audio_NA(self) -> Tensor:
+        """Audio features of all clips, recording by recording."""
+        return self._audio_NA[:-1]
+
+    @property
+    def target_NE(self) -> Tensor:
+        """Targets of all clips, NaN where unrated."""
+        return self._target_NE[:-1]
+
+    @property
+    def face_N(self) -> Tensor:
+        """Share of each clip's frames that show the face."""
+        return self._face_N[:-1]
 
     def rated_windows(self) -> list[int]:
         """Return the places of the windows in which at least one clip is rated."""
-        return [
-            place
-            for place, window in enumerate(self.windows)
-            if not np.isnan(self.target_NE[window.recording][window.clips]).all()
-        ]
+        is_rated_N = ~self._target_NE.cpu().isnan().all(dim=1)
+        places: list[int] = is_rated_N[self._index_WT].any(dim=1).nonzero().flatten().tolist()
+        return places
 
-    def batch(self, places: Sequence[int]) -> Batch:
-        """Gather windows by their places in `windows`, padded to T clips; features stay as cached."""
-        channels = self.recordings[0].video.shape[1:]
-        size = (len(places), self.num_clips)
-        batch = Batch(
-            audio_BTA=torch.zeros(*size, self.audio_NA[0].shape[1]),
-            video_BTCHW=torch.zeros(*size, *channels, dtype=torch.float16),
-            target_BTE=torch.full((*size, len(self.targets)), torch.nan),
-            mask_BT=torch.zeros(size, dtype=torch.bool),
-            face_BT=torch.zeros(size),
-        )
-        video_BTCHW = batch.video_BTCHW.numpy()
-        for row, place in enumerate(places):
-            window = self.windows[place]
-            count, clips, source = window.count, window.clips, window.recording
-            for at, run in self.recordings[source].video.strided(window.start, window.step, count):
-                video_BTCHW[row, at : at + len(run)] = run
-            batch.audio_BTA[row, :count] = torch.from_numpy(self.audio_NA[source][clips])
-            batch.target_BTE[row, :count] = torch.from_numpy(self.target_NE[source][clips])
-            batch.face_BT[row, :count] = torch.from_numpy(self.face_N[source][clips])
-            batch.mask_BT[row, :count] = True
-        return batch
+    def batch(self, places: Sequence[int], views: Sequence[int] | None = None) -> Batch:
+        """Gather windows by their places in `windows`, padded to T clips; `views` are theirs, else the first."""
+        (found,) = self.batches(places, len(places), views, in_order=True)
+        return found[1]
 
-    def batches(self, places: Sequence[int], batch_size: int) -> Iterator[tuple[Sequence[int], Batch]]:
-        """Yield windows in the given order, `batch_size` at a time, with their places."""
-        for start in range(0, len(places), batch_size):
-            chosen = places[start : start + batch_size]
-            yield chosen, self.batch(chosen)
+    def batches(
+        self, places: Sequence[int], batch_size: int, views: Sequence[int] | None = None, *, in_order: bool = False
+    ) -> Iterator[tuple[Sequence[int], Batch]]:
+        """Yield windows, `batch_size` at a time, with their places; a batch holds until the next is asked for.
 
-    def predict(self, trace: Callable[[Batch], Tensor], batch_size: int) -> list[Predictions]:
-        """Predict every recording, in inference mode: `trace` returns the trace (B, T, E) of a batch."""
-        traces: dict[int, npt.NDArray[np.float32]] = {}
-        with torch.inference_mode():
-            for places, batch in self.batches(range(len(self.windows)), batch_size):
-                traces.update(zip(places, trace(batch).float().cpu().numpy(), strict=True))
-        return self.predictions(traces)
-
-    def predictions(self, trace_by_window: dict[int, npt.NDArray[np.float32]]) -> list[Predictions]:
-        """Turn the traces of all windows, (T, E) each, into per-frame predictions of every recording.
-
-        A clip that stands in several windows has the mean of their traces.
+        Within a batch longer windows come first, unless they are wanted in the given order: so padding costs a device
+        no sorting. Maps that are not resident are gathered in a thread while the batch before is used.
         """
-        traces: list[list[tuple[slice, npt.NDArray[np.float32]]]] = [[] for _ in self.recordings]
-        for place, trace_TE in trace_by_window.items():
-            window = self.windows[place]
-            traces[window.recording].append((window.clips, trace_TE))
+        pairs = list(zip(places, views or [0] * len(places), strict=True))
+        parts = [pairs[start : start + batch_size] for start in range(0, len(pairs), batch_size)]
+        if not in_order:
+            parts = [sorted(part, key=lambda pair: -self.windows[pair[0]].count) for part in parts]
+        place_of = [torch.tensor([place for place, _ in part]) for part in parts]
+        maps: Iterator[Tensor]
+        if isinstance(self._maps, ResidentMaps):
+            views_of = [torch.tensor([view for _, view in part]) for part in parts]
+            maps = map(self._maps.gather, (self._index_WT[place_B] for place_B in place_of), views_of)
+        else:
+            windows_of = [[(self.windows[place], view) for place, view in part] for part in parts]
+            maps = self._maps.gather_all(windows_of, self.num_clips)
+        for place_B, maps_BTCHW in zip(place_of, maps, strict=True):
+            yield place_B.tolist(), self._complete(place_B, maps_BTCHW)
+
+    def _complete(self, place_B: Tensor, maps_BTCHW: Tensor) -> Batch:
+        """Return the batch of windows whose maps were gathered, nothing waiting for the device."""
+        index_BT = self._index_WT[place_B]
+        mask_BT = index_BT < self.num_rows
+        index_BT = index_BT.to(self.device, non_blocking=True)
+        if self._scales:
+            recording_B = self._recording_W[place_B].to(self.device, non_blocking=True)
+            scale_B1C, offset_B1C = (values_RC[recording_B].unsqueeze(1) for values_RC in self._scales)
+            maps_BTCHW = from_bytes(maps_BTCHW, scale_B1C, offset_B1C)
+        return Batch(self._audio_NA[index_BT], maps_BTCHW, self._target_NE[index_BT], mask_BT, self._face_N[index_BT])
+
+    def trace(self, head: Callable[[Batch], Tensor], batch_size: int) -> npt.NDArray[np.float32]:
+        """Return what `head`, from a batch to a trace (B, T, E), predicts for each clip, (N, E), in inference mode.
+
+        A clip that stands in several windows has the mean of their traces. The host waits for the device at the end.
+        """
+        with torch.inference_mode():
+            return self.average(
+                (places, head(batch)) for places, batch in self.batches(range(len(self.windows)), batch_size)
+            )
+
+    def average(self, traces: Iterable[tuple[Sequence[int], Tensor]]) -> npt.NDArray[np.float32]:
+        """Return the mean trace of each clip, (N, E), of the traces (B, T, E) of windows, given with their places."""
+        count_N = torch.bincount(self._index_WT.flatten(), minlength=self.num_rows + 1)[:-1]
+        total_NE: Tensor | None = None
+        for places, trace_BTE in traces:
+            if total_NE is None:
+                total_NE = trace_BTE.new_zeros((self.num_rows + 1, trace_BTE.shape[2]), dtype=torch.float64)
+            index_N = self._index_WT[torch.tensor(places)].flatten().to(total_NE.device, non_blocking=True)
+            total_NE.index_add_(0, index_N, trace_BTE.flatten(0, 1).double())
+        assert total_NE is not None, "a partition has windows"
+        return (total_NE[:-1].cpu() / count_N.unsqueeze(-1)).float().numpy()
+
+    def predict(self, head: Callable[[Batch], Tensor], batch_size: int) -> list[Predictions]:
+        """Predict every recording by what gives the trace (B, T, E) of a batch; see `trace`."""
+        return self.predictions(self.trace(head, batch_size))
+
+    def predictions(self, trace_NE: npt.NDArray[np.float32]) -> list[Predictions]:
+        """Turn the trace of all clips, (N, E), into per-frame predictions of every recording."""
         return [
-            self._onto_frames(item, _average(item.num_clips, len(self.targets), windows))
-            for item, windows in zip(self.recordings, traces, strict=True)
+            Predictions(
+                recording=recording.name,
+                subject=recording.source.subject,
+                partition=self.partition,
+                targets=self.targets,
+                time_s=recording.array("frame_time_s"),
+                prediction_FE=prediction_FE,
+                target_FE=target_FE,
+                face_F=recording.array("frame_face"),
+            )
+            for recording, prediction_FE, target_FE in self._onto_frames(trace_NE)
         ]
 
-    def _onto_frames(self, recording: CachedRecording, trace_NE: npt.NDArray[np.float32]) -> Predictions:
-        """Interpolate clip predictions linearly onto the frames; the first and the last clip's hold to the ends."""
-        frame_time_s = recording.array("frame_time_s")
-        end_time_s = recording.array("end_time_s")
-        columns = [np.interp(frame_time_s, end_time_s, column) for column in trace_NE.T]
-        return Predictions(
-            recording=recording.name,
-            subject=recording.source.subject,
-            partition=self.partition,
-            targets=self.targets,
-            time_s=frame_time_s,
-            prediction_FE=np.stack(columns, axis=1).astype(np.float32),
-            target_FE=self._of_targets(recording.array("frame_target")),
-            face_F=recording.array("frame_face"),
-        )
+    def sums(self, trace_NE: npt.NDArray[np.float32]) -> dict[str, Sums]:
+        """Return what metrics need to know of the predictions, by target; recordings are added up, no frame is kept.
+
+        Those of a target for which the trace is not finite throughout, as of a head that diverged, are NaN.
+        """
+        is_finite_E: npt.NDArray[np.bool_] = np.logical_and.reduce(np.isfinite(trace_NE), axis=0)
+        found = [Sums(np.full(NUM_SUMS, 0.0 if is_finite else np.nan), (0.0, 0.0)) for is_finite in is_finite_E]
+        for _, prediction_FE, target_FE in self._onto_frames(trace_NE):
+            for column in np.flatnonzero(is_finite_E):
+                before = found[column]
+                origin = before.origin if before.num else None
+                more = gather(prediction_FE[:, column], target_FE[:, column], origin)
+                found[column] = Sums(before.values + more.values, more.origin)
+        return dict(zip(self.targets, found, strict=True))
+
+    def _onto_frames(
+        self, trace_NE: npt.NDArray[np.float32]
+    ) -> Iterator[tuple[CachedRecording, npt.NDArray[np.float32], npt.NDArray[np.float32]]]:
+        """Yield each recording with the prediction and the target of its frames, (F, E) each.
+
+        Clip predictions are interpolated linearly; the first and the last clip's hold to the ends.
+        """
+        ends = np.cumsum([item.num_clips for item in self.recordings])[:-1]
+        for clips, part_NE in zip(self._clocks, np.split(trace_NE, ends), strict=True):
+            recording, frame_time_s, end_time_s, target_FE = clips
+            columns = [np.interp(frame_time_s, end_time_s, column) for column in part_NE.T]
+            yield recording, np.stack(columns, axis=1).astype(np.float32), target_FE
+
+    @cached_property
+    def _clocks(self) -> list[tuple[CachedRecording, npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[np.float32]]]:
+        """Each recording with the times of its frames and of its clips' ends, and its frames' targets; read once."""
+        return [
+            (item, item.array("frame_time_s"), item.array("end_time_s"), self._of_targets(item.array("frame_target")))
+            for item in self.recordings
+        ]
 
 
-def predict_recording(
-    head: FusionHead,
-    audio: Tensor,
-    video: Tensor,
-    face: Tensor | None = None,
-    *,
-    overlap: int | None = None,
-    batch_size: int = 16,
-) -> Tensor:
-    """Predict consecutive clips of any number, by overlapping windows of `head.num_clips` clips.
-
-    A clip that stands in several windows has the mean of their traces; no more clips than `head.num_clips` are one
-    window. The head is used as it is: in evaluation mode, if `load_head` gave it, and on its own device.
-
-    Parameters
-    ----------
-    head : FusionHead
-    audio, video : Tensor, (N, A) and (N, C, H, W)
-        Features as cached, at the spacing that the head was trained with.
-    face : Tensor, (N,), optional
-        Share of each clip's frames that show the face; None means 1.
-    overlap : int, optional
-        Clips that consecutive windows share; half a window unless given.
-    batch_size : int
-        Windows per forward pass.
-
-    Returns
-    -------
-    Tensor, (N, E)
-        The trace, in float32 on the CPU.
-
-    Raises
-    ------
-    UsageError
-        If windows cannot share `overlap` clips.
-    ValueError
-        If there is no clip, or not one number of them.
-    """
-    inputs = {"audio": audio, "video": video} | ({} if face is None else {"face": face})
-    numbers = {len(values) for values in inputs.values()}
-    if len(numbers) > 1 or 0 in numbers:
-        counted = ", ".join(f"{len(values)} of {name}" for name, values in inputs.items())
-        raise ValueError(f"got clips: {counted}; their number must be the same and at least 1")
-    windows = tile(len(audio), head.num_clips, head.num_clips // 2 if overlap is None else overlap)
-    device = next(head.parameters(), audio).device
-    traces: list[tuple[slice, npt.NDArray[np.float32]]] = []
-    with torch.inference_mode():
-        for start in range(0, len(windows), batch_size):
-            chosen = [slice(window.start, window.stop) for window in windows[start : start + batch_size]]
-            batch = {name: _stack(values, chosen).to(device) for name, values in inputs.items()}
-            mask_BT = _stack(torch.ones(len(audio), dtype=torch.bool), chosen).to(device)
-            trace_BTE = head(**batch, mask=mask_BT).float().cpu().numpy()
-            traces += zip(chosen, trace_BTE, strict=True)
-    return torch.from_numpy(_average(len(audio), len(head.targets), traces))
-
-
-def _stack(values: Tensor, windows: Sequence[slice]) -> Tensor:
-    """Return windows of consecutive clips as one batch, padded at the end to the longest."""
-    return pad_sequence([values[clips] for clips in windows], batch_first=True)
-
-
-def _average(
-    num_clips: int, num_targets: int, windows: Iterable[tuple[slice, npt.NDArray[np.float32]]]
-) -> npt.NDArray[np.float32]:
-    """Return the mean trace of each clip, (N, E), over the windows in which it stands; padding behind them is cut."""
-    total_NE, count_N1 = np.zeros((num_clips, num_targets)), np.zeros((num_clips, 1))
-    with np.errstate(invalid="ignore"):  # a head that diverged may give anything, infinities of both signs included
-        for clips, trace_TE in windows:
-            total_TE = total_NE[clips]
-            total_TE += trace_TE[: len(total_TE)]
-            count_N1[clips] += 1
-        return (total_NE / count_N1).astype(np.float32)
+def find_residence(cache: FeatureCache, wanted: str, device: torch.device, partitions: Collection[str]) -> str:
+    """Return where the maps of some partitions, in all their views, are held; see `choose_residence`."""
+    items = [item for item in cache.recordings() if item.source.partition in partitions]
+    views = [item.view(number) for item in items for number in range(item.num_views)]
+    num_bytes, is_mapped = sum(view.num_bytes for view in views), all(view.is_mapped for view in views)
+    residence = choose_residence(wanted, num_bytes, is_mapped, device)
+    log.info("%.2f GB of maps, resident: %s", num_bytes / 1e9, residence)
+    return residence
 
 
 def _last_label(recording: CachedRecording, span: int) -> npt.NDArray[np.float32]:
@@ -337,33 +334,3 @@ def warn_of_leaks(training: WindowedPartition, validation: WindowedPartition) ->
                 kind,
                 shared[0].name,
             )
-
-
-def feature_moments(
-    partition: WindowedPartition, max_clips: int = 20_000
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return mean and standard deviation over clips of audio, (A,) each, and of the face's map, (C, H, W) each.
-
-    Clips without a face say nothing about faces: each clip's map counts by its share of frames with one. Of a large
-    partition an evenly spaced part of at most `max_clips` clips is used.
-    """
-    num_clips = sum(item.num_clips for item in partition.recordings)
-    step = -(-num_clips // max_clips)
-    audio = torch.from_numpy(np.concatenate([audio_NA[::step] for audio_NA in partition.audio_NA])).double()
-    shape = partition.recordings[0].video.shape[1:]
-    weight, total, squares = 0.0, torch.zeros(shape, dtype=torch.float64), torch.zeros(shape, dtype=torch.float64)
-    for item, face_N in zip(partition.recordings, partition.face_N, strict=True):
-        for at, run in item.video.strided(0, step, -(-item.num_clips // step)):
-            share_N = torch.from_numpy(face_N[::step][at : at + len(run)]).double()
-            values_NCHW = torch.from_numpy(run.astype(np.float32)).double()
-            weight += float(share_N.sum())
-            total += torch.tensordot(share_N, values_NCHW, dims=1)
-            squares += torch.tensordot(share_N, values_NCHW.square_(), dims=1)
-    mean = total / max(weight, 1e-9)
-    spread = (squares / max(weight, 1e-9) - mean**2).clamp(min=0).sqrt()
-    return (
-        audio.mean(dim=0).float(),
-        audio.std(dim=0, correction=0).float(),
-        mean.float(),
-        spread.float() if weight else torch.ones(shape),
-    )

@@ -1,12 +1,16 @@
 """Where the numbers are computed, and in which precision the hardware is good."""
 
 import ctypes
+import os
+import re
 import sys
+from pathlib import Path
 
 import torch
 
 from avfuse.schema import UsageError
 
+_AVAILABLE = re.compile(r"^MemAvailable:\s+(\d+) kB$", re.MULTILINE)
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 
 
@@ -26,6 +30,27 @@ def choose_device(name: str) -> torch.device:
         cuda = ", ".join(f"cuda:{i}" for i in range(torch.cuda.device_count()))
         raise UsageError(f"device '{name}' is not here; there is: auto, cpu{', ' + cuda if cuda else ''}")
     return torch.device(name)
+
+
+def free_bytes(device: torch.device) -> int:
+    """Return how much memory of a device could be taken now, in bytes; of a CPU's, what the system calls available."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    if (found := _AVAILABLE.search(_read(Path("/proc/meminfo")))) is not None:
+        limits.append(1024 * int(found[1]))
+    group = Path("/sys/fs/cgroup")
+    largest, used = _read(group / "memory.max"), _read(group / "memory.current")
+    if largest.strip().isdecimal() and used.strip().isdecimal():  # a container may have less than the machine
+        limits.append(int(largest) - int(used))
+    return max(0, min(limits))
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="ascii")
+    except OSError:
+        return ""
 
 
 def keep_freed_memory() -> None:

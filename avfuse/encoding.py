@@ -18,11 +18,9 @@ from zarr.codecs import BytesCodec, Crc32cCodec, ZstdCodec
 from zarr.codecs.numcodecs import PCodec
 from zarr.errors import ZarrUserWarning
 
+from avfuse.options import COMPRESSIONS
 from avfuse.schema import UsageError
 
-DTYPES = ("float16", "uint8")
-MAPS = ("whole", "pooled")
-COMPRESSIONS = ("none", "zstd", "pcodec")
 _MAX_BYTE = 255
 
 
@@ -69,6 +67,14 @@ def to_bytes(
 def from_bytes(levels: Tensor, scale_C: Tensor, offset_C: Tensor) -> Tensor:
     """Return the float32 values of bytes (..., C, H, W); scale and offset are (..., C)."""
     return torch.addcmul(offset_C[..., None, None], levels.float(), scale_C[..., None, None])
+
+
+def decode(values_NCHW: npt.NDArray[Any], scale: tuple[npt.NDArray[Any], npt.NDArray[Any]] | None) -> Tensor:
+    """Return stored maps as float32 values; `scale` holds scale and offset, (C,) each, of maps that are bytes."""
+    stored_NCHW = torch.from_numpy(np.array(values_NCHW))
+    if scale is None:
+        return stored_NCHW.float()
+    return from_bytes(stored_NCHW, *(torch.from_numpy(values_C) for values_C in scale))
 
 
 def pool(values_NCHW: npt.NDArray[Any]) -> npt.NDArray[np.float32]:

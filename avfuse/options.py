@@ -5,6 +5,7 @@ by `avfuse.knobs.knob` carries its help text and, where there is a fixed set, it
 in `argument` is positional.
 """
 
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -16,6 +17,9 @@ from avfuse.schema import PARTITIONS, UsageError
 
 CACHE_VARIABLE = "AVFUSE_CACHE"
 FACES = ("detect", "cropped")
+DTYPES = ("float16", "uint8")
+MAPS = ("whole", "pooled")
+COMPRESSIONS = ("none", "zstd", "pcodec")
 SCORING = ("strict", "smoothed", "released")
 BREAKDOWNS = ("recording", "subject", "coverage", "face")
 RESAMPLED = ("subjects", "recordings", "frames")
@@ -65,7 +69,13 @@ class DemoOptions:
 
 @dataclass(frozen=True)
 class ExtractOptions:
-    """Knobs of ``avfuse extract``."""
+    """Knobs of ``avfuse extract``.
+
+    Raises
+    ------
+    UsageError
+        If the value of a knob with choices is not known, there is no view, or none that could be mirrored.
+    """
 
     root: Path = knob(help="Root folder of the corpus.", argument="ROOT", record=False)
     corpus: str = knob("aff_wild2", "How the folder is laid out.", choices=tuple(registry.CORPORA))
@@ -98,9 +108,38 @@ class ExtractOptions:
     precision: str = knob(
         "auto", "Arithmetic of the encoders; auto is bf16 where the hardware has it.", choices=("auto", "fp32", "bf16")
     )
+    views: int = knob(
+        1,
+        "Views of each clip that are kept: the clip as it is, and others whose brightness and contrast are drawn.",
+        minimum=1,
+    )
+    flip: bool = knob(False, "Mirror each of the other views with probability 1/2.")
+    dtype: str = knob(
+        "float16",
+        "Numbers of the maps that are kept: two bytes each, or one, with a scale per channel and recording.",
+        choices=DTYPES,
+    )
+    maps: str = knob(
+        "whole",
+        "Keep maps whole (512 x 7 x 7 are 49 KiB per clip and view in float16) or their mean over the cells (1 KiB).",
+        choices=MAPS,
+    )
+    compress: str = knob(
+        "none",
+        "Compress the maps that are added; it changes no value, but they are then decoded rather than mapped.",
+        choices=COMPRESSIONS,
+        record=False,
+    )
     batch_size: int = knob(8, "Clips per forward pass of the encoders.", minimum=1, record=False)
     device: str = knob("auto", "auto, cpu, cuda or cuda:N.", record=False)
     allow_download: bool = knob(False, "Fetch torchvision weights that TORCH_HOME does not hold.", record=False)
+
+    def __post_init__(self) -> None:
+        _refuse_unknown(self, "faces", "precision", "dtype", "maps", "compress")
+        if self.views < 1:
+            raise UsageError(f"--views {self.views}: there is at least 1, the clip as it is")
+        if self.flip and self.views == 1:
+            raise UsageError("--flip mirrors views other than the first; keep some, with --views 2 or more")
 
 
 @dataclass(frozen=True)
@@ -113,7 +152,7 @@ class TrainOptions:
     Raises
     ------
     UsageError
-        If the protocol, or the value of a knob with choices, is not known.
+        If the protocol, or the value of a knob with choices, is not known, or an amount of augmentation is none.
     """
 
     cache: Path | str | None = knob(
@@ -154,6 +193,18 @@ class TrainOptions:
         "overlap", "Clips that consecutive windows of a prediction share; shared ones are averaged.", minimum=0
     )
     amp: str = knob("off", "Mixed precision.", choices=("off", "bf16"))
+    noise: float = knob(
+        0.0, "Noise added to the features in training, in their standard deviations; 0 adds none.", minimum=0.0
+    )
+    drop_modality: float = knob(
+        0.0, "Probability by which a window in training goes without its sound, or without its face.", minimum=0.0
+    )
+    mask_span: float = knob(
+        0.0,
+        "Largest share of a window that a drawn span of clips has in training; they go without sound, others without "
+        "face.",
+        minimum=0.0,
+    )
     fold: str | None = knob(
         None,
         "Hold out fold I of N, as I/N, in place of the validation partition: the subjects of both partitions are "
@@ -163,6 +214,13 @@ class TrainOptions:
     out: Path | None = knob(
         None, "Folder of the runs.  [default: runs/<cache>/<head> beside the features]", record=False
     )
+    resident: str = knob(
+        "auto",
+        "Hold the feature maps in this machine's memory, in that of the device, or leave them in their files; auto "
+        "takes a GPU's memory where they fit.",
+        choices=("auto", "no", "ram", "device"),
+        record=False,
+    )
     device: str = knob("auto", "auto, cpu, cuda or cuda:N.", record=False)
 
     def __post_init__(self) -> None:
@@ -170,12 +228,18 @@ class TrainOptions:
         for name, value in PROTOCOLS[self.protocol].items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, self.num_clips // 2 if value == HALF_A_WINDOW else value)
-        _refuse_unknown(self, "schedule", "loss", "windows", "order", "amp")
+        _refuse_unknown(self, "schedule", "loss", "windows", "order", "amp", "resident")
         if self.fold is not None:
             parse_fold(self.fold)
+        if not 0 <= self.noise < math.inf:
+            raise UsageError(f"--noise {self.noise:g}: expected a number of at least 0, for example 0.1")
+        for name in ("drop_modality", "mask_span"):
+            if not 0 <= getattr(self, name) <= 1:
+                flag = f"--{name.replace('_', '-')}"
+                raise UsageError(f"{flag} {getattr(self, name):g}: expected a number from 0 to 1, for example 0.2")
 
 
-def _refuse_unknown(options: TrainOptions, *names: str) -> None:
+def _refuse_unknown(options: ExtractOptions | TrainOptions, *names: str) -> None:
     """Refuse a value that is none of its knob's choices; the command line does, but Python may give any."""
     choices = {item.name: item.metadata["choices"] for item in fields(options)}
     for name in names:
@@ -258,3 +322,28 @@ class ImportOptions:
     cache: Path | str | None = knob(None, "Score the run on the validation partition of this feature store, or folder.")
     batch_size: int = knob(32, "Windows per forward pass.", minimum=1)
     device: str = knob("auto", "auto, cpu, cuda or cuda:N.")
+
+
+@dataclass(frozen=True)
+class CacheExportOptions:
+    """Knobs of ``avfuse cache export``."""
+
+    file: Path = knob(help="HDF5 file to write (.h5 or .hdf5).", argument="FILE")
+    cache: Path | str | None = knob(
+        None, f"A feature store, or the folder that holds it.  [default: ${CACHE_VARIABLE}, else ./cache]"
+    )
+
+
+@dataclass(frozen=True)
+class CacheImportOptions:
+    """Knobs of ``avfuse cache import``."""
+
+    file: Path = knob(
+        help="Exported cache (.h5, .hdf5), or mapping of the features of others (.toml).", argument="FILE"
+    )
+    cache: Path | str | None = knob(
+        None, f"Folder for everything that can be recomputed.  [default: ${CACHE_VARIABLE}, else ./cache]"
+    )
+    allow_leaks: bool = knob(
+        False, "Go on where a subject or a feature is in two partitions: scores are then too good."
+    )

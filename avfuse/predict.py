@@ -19,11 +19,12 @@ from avfuse import runs
 from avfuse.atomic import write_atomically
 from avfuse.cache import FeatureCache
 from avfuse.checkpoint import load_head
-from avfuse.dataset import WindowedPartition
+from avfuse.dataset import WindowedPartition, find_residence
 from avfuse.device import choose_device
 from avfuse.options import PredictOptions, cache_home
+from avfuse.passes import predict_clips
 from avfuse.protocols import seconds_by_target, smooth
-from avfuse.schema import Batch, Predictions, Range, UsageError
+from avfuse.schema import Predictions, Range, UsageError
 from avfuse.spec import tell_differences
 from avfuse.submission import Template, check_submission, read_template, write_submission
 
@@ -139,16 +140,17 @@ def _predict(
     head = load_head(place).to(device)
     spacing, overlap = int(record.options["spacing"]), int(record.options.get("overlap", 0))
     partition = WindowedPartition(
-        cache, options.partition, head.num_clips, spacing, overlap=overlap, targets=record.targets
+        cache,
+        options.partition,
+        head.num_clips,
+        spacing,
+        overlap=overlap,
+        targets=record.targets,
+        resident=find_residence(cache, "auto", device, (options.partition,)),
+        device=device,
     )
-
-    def trace(batch: Batch) -> torch.Tensor:
-        inputs = (batch.audio_BTA, batch.video_BTCHW, batch.mask_BT, batch.face_BT)
-        with torch.autocast(device.type, torch.bfloat16, enabled=record.options.get("amp") == "bf16"):
-            trace_BTE: torch.Tensor = head(*(values.to(device) for values in inputs))
-        return trace_BTE
-
-    return partition.predict(trace, options.batch_size)
+    amp = str(record.options.get("amp", "off"))
+    return partition.predictions(predict_clips(head, partition, amp, options.batch_size))
 
 
 def _finish(items: Sequence[Predictions], ranges: Sequence[Range | None], windows_s: Sequence[float]) -> Predictions:

@@ -281,9 +281,9 @@ class Batch:
     Attributes
     ----------
     audio_BTA : Tensor, (B, T, A), float32
-    video_BTCHW : Tensor, (B, T, C, H, W), float16 as cached; heads compute in their own precision
+    video_BTCHW : Tensor, (B, T, C, H, W), float16 as cached, or float32; heads compute in their own precision
     target_BTE : Tensor, (B, T, E), float32, NaN where unrated or padded
-    mask_BT : Tensor, (B, T), bool, True for a clip, False for padding
+    mask_BT : Tensor, (B, T), bool, True for a clip, False for padding; on the host, wherever the others are
     face_BT : Tensor, (B, T), float32, share of the clip's frames that show the face, 0 for padding
     """
 

@@ -21,19 +21,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from avfuse import checkpoint, registry, runs
 from avfuse.atomic import digest_json, locked, sweep
+from avfuse.augment import Moments
 from avfuse.cache import FeatureCache
-from avfuse.dataset import WindowedPartition, feature_moments, warn_of_leaks
+from avfuse.dataset import WindowedPartition, find_residence, warn_of_leaks
 from avfuse.device import choose_device, keep_freed_memory
 from avfuse.fusion import FusionHead
 from avfuse.knobs import parse_assignments, parse_fold
-from avfuse.losses import LOSSES
+from avfuse.metrics import Metric
+from avfuse.moments import feature_moments
 from avfuse.options import TrainOptions, cache_home
-from avfuse.schema import Batch, Predictions, UsageError
+from avfuse.passes import predict_clips, train_once
+from avfuse.schema import UsageError
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +85,7 @@ class _Data:
 
     train: WindowedPartition
     validation: WindowedPartition
-    moments: tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
+    moments: Moments
     device: torch.device
 
 
@@ -230,14 +234,19 @@ def _cache_arguments(options: TrainOptions, cache: FeatureCache) -> dict[str, An
 def _load_data(options: TrainOptions, cache: FeatureCache) -> _Data:
     device = choose_device(options.device)
     grid = (options.num_clips, options.spacing)
-    fold = None if options.fold is None else parse_fold(options.fold)
-    training = WindowedPartition(cache, "train", *grid, complete=options.windows == "complete", fold=fold)
-    validation = WindowedPartition(cache, "validation", *grid, overlap=options.overlap, fold=fold)
+    common: dict[str, Any] = {
+        "fold": None if options.fold is None else parse_fold(options.fold),
+        "resident": find_residence(cache, options.resident, device, ("train", "validation")),
+        "device": device,
+    }
+    num_views = int(cache.spec.views["count"])
+    is_complete = options.windows == "complete"
+    training = WindowedPartition(cache, "train", *grid, complete=is_complete, num_views=num_views, **common)
+    validation = WindowedPartition(cache, "validation", *grid, overlap=options.overlap, **common)
     warn_of_leaks(training, validation)
     for partition, name in ((training, "train"), (validation, "validation")):
-        target_NE = np.concatenate(partition.target_NE)
-        for target, values_N in zip(cache.spec.targets, target_NE.T, strict=True):
-            if len(np.unique(values_N[~np.isnan(values_N)])) < 2:
+        for target, values_N in zip(cache.spec.targets, partition.target_NE.cpu().T, strict=True):
+            if len(values_N[~values_N.isnan()].unique()) < 2:
                 place = f"fold {options.fold}, as the {name} partition," if options.fold else f"the {name} partition"
                 raise UsageError(
                     f"{place} of {cache.path} has no ratings of '{target}', or equal ones only; add recordings with "
@@ -245,7 +254,8 @@ def _load_data(options: TrainOptions, cache: FeatureCache) -> _Data:
                 )
     if failures := cache.failures():
         log.warning("%d recordings could not be extracted and take no part, such as %s", len(failures), failures[0])
-    return _Data(training, validation, feature_moments(training), device)
+    mean_A, std_A, mean_CHW, std_CHW = (values.to(device) for values in feature_moments(training))
+    return _Data(training, validation, (mean_A, std_A, mean_CHW, std_CHW), device)
 
 
 @contextmanager
@@ -266,7 +276,7 @@ def _train_run(run: _Run) -> TrainSummary:
         started_s = time.monotonic()
         epoch = training.epoch + 1
         loss = _train_epoch(run, training, epoch)
-        ccc = runs.ccc_by_target(_predict(training.head, run.options, run.data))
+        ccc = _score(training.head, run)
         metrics = {
             "epoch": epoch,
             "loss": loss,
@@ -286,7 +296,7 @@ def _start(run: _Run) -> _Training:
     head = checkpoint.build_head(run.record.head, run.arguments)
     head.standardise(*run.data.moments)
     head.to(run.data.device)
-    optimizer = torch.optim.Adam(head.parameters(), lr=run.options.learning_rate)
+    optimizer = torch.optim.Adam(head.parameters(), lr=run.options.learning_rate, fused=True)
     schedule = ReduceLROnPlateau(optimizer, mode="max", factor=0.5, patience=run.options.plateau)
     training = _Training(head, optimizer, schedule)
     sweep(run.place)
@@ -299,29 +309,20 @@ def _start(run: _Run) -> _Training:
 
 def _train_epoch(run: _Run, training: _Training, epoch: int) -> float:
     """Visit every rated window of the training partition once; return the mean loss."""
-    options, device, partition = run.options, run.data.device, run.data.train
+    options, partition = run.options, run.data.train
     torch.manual_seed(_epoch_seed(run.record.seed, epoch))
     places = partition.rated_windows()
     if options.order == "recorded":
         places.sort(key=lambda place: partition.windows[place])
     else:
         places = [places[i] for i in torch.randperm(len(places)).tolist()]
-    head, optimizer = training.head.train(), training.optimizer
     if options.schedule == "released":  # whatever the plateau made of it, as in the release
-        optimizer.param_groups[0]["lr"] = _released_rate(options.learning_rate, epoch - 1)
-    num_done, total = 0, 0.0
-    for chosen, batch in partition.batches(places, options.batch_size):
-        trace_BTE = _trace(head, batch, options, device)
-        loss = LOSSES[options.loss](trace_BTE, batch.target_BTE.to(device), batch.mask_BT.to(device))
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        if options.gradient_clip:
-            torch.nn.utils.clip_grad_norm_(head.parameters(), options.gradient_clip)
-        optimizer.step()
-        num_done += len(chosen)
-        total += float(loss.detach()) * len(chosen)
-        run.report(epoch, num_done / len(places), float(loss.detach()), {})
-    return total / len(places)
+        training.optimizer.param_groups[0]["lr"] = _released_rate(options.learning_rate, epoch - 1)
+
+    def on_step(num_done: int, loss: float) -> None:
+        run.report(epoch, num_done / len(places), loss, {})
+
+    return train_once(training.head, training.optimizer, partition, places, run.data.moments, options, on_step)
 
 
 def _released_rate(learning_rate: float, epoch: int) -> float:
@@ -350,24 +351,21 @@ def _epoch_seed(seed: int, epoch: int) -> int:
     return int(np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)[0] >> 1)
 
 
-def _trace(head: FusionHead, batch: Batch, options: TrainOptions, device: torch.device) -> torch.Tensor:
-    with torch.autocast(device.type, torch.bfloat16, enabled=options.amp == "bf16"):
-        trace: torch.Tensor = head(
-            batch.audio_BTA.to(device), batch.video_BTCHW.to(device), batch.mask_BT.to(device), batch.face_BT.to(device)
-        )
-    return trace
+def _predict(head: FusionHead, run: _Run) -> npt.NDArray[np.float32]:
+    """Predict the clips of the validation partition, (N, E)."""
+    return predict_clips(head, run.data.validation, run.options.amp, run.options.batch_size)
 
 
-def _predict(head: FusionHead, options: TrainOptions, data: _Data) -> list[Predictions]:
-    """Predict the validation partition."""
-    head.eval()
-    return data.validation.predict(lambda batch: _trace(head, batch, options, data.device), options.batch_size)
+def _score(head: FusionHead, run: _Run) -> dict[str, float]:
+    """Return the CCC of each target over the rated frames of the validation partition; NaN where it is not defined."""
+    ccc: Metric = registry.load("metric", "ccc")
+    return {target: float(ccc.of(sums)) for target, sums in run.data.validation.sums(_predict(head, run)).items()}
 
 
 def _finish(run: _Run, training: _Training) -> TrainSummary:
     """Predict with the best head, and mark the run complete as the last step."""
     head = checkpoint.load_head(run.place).to(run.data.device)
-    predictions = _predict(head, run.options, run.data)
+    predictions = run.data.validation.predictions(_predict(head, run))
     runs.write_predictions(run.place, predictions)
     ccc = runs.ccc_by_target(predictions)
     summary = {

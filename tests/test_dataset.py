@@ -1,54 +1,16 @@
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
-from toy import AUDIO, CHANNELS, HOP, MAP, add_recording, toy_cache, toy_spec
+from torch import Tensor
+from toy import HOP, add_recording, toy_cache, toy_spec
 
-import avfuse
 from avfuse.cache import FeatureCache
-from avfuse.checkpoint import build_head
-from avfuse.dataset import WindowedPartition, feature_moments, predict_recording, tile, warn_of_leaks
-from avfuse.schema import Batch, UsageError
+from avfuse.dataset import WindowedPartition, warn_of_leaks
+from avfuse.schema import Batch, Predictions, UsageError
+from avfuse.windows import tile
 from avfuse.writer import MAX_CHUNK_CLIPS
-
-
-@pytest.mark.parametrize(
-    ("num_clips", "overlap", "windows"),
-    [
-        (0, 8, []),
-        (1, 0, [(0, 1)]),
-        (16, 0, [(0, 16)]),
-        (16, 8, [(0, 16)]),
-        (9, 15, [(0, 9)]),
-        (17, 0, [(0, 16), (16, 17)]),
-        (40, 0, [(0, 16), (16, 32), (32, 40)]),
-        (17, 8, [(0, 16), (1, 17)]),
-        (24, 8, [(0, 16), (8, 24)]),
-        (25, 8, [(0, 16), (8, 24), (9, 25)]),
-        (40, 8, [(0, 16), (8, 24), (16, 32), (24, 40)]),
-        (40, 4, [(0, 16), (12, 28), (24, 40)]),
-        (18, 15, [(0, 16), (1, 17), (2, 18)]),
-    ],
-)
-def test_tiles(num_clips: int, overlap: int, windows: list[tuple[int, int]]) -> None:
-    assert [(window.start, window.stop) for window in tile(num_clips, 16, overlap)] == windows
-
-
-def test_overlapping_tiles_are_full_cover_everything_and_share_enough() -> None:
-    for length in (1, 2, 3, 8):
-        for overlap in range(length):
-            for num_clips in range(1, 30):
-                windows = tile(num_clips, length, overlap)
-                assert {clip for window in windows for clip in window} == set(range(num_clips))
-                assert len(set(windows)) == len(windows)
-                if num_clips > length and overlap:
-                    assert {len(window) for window in windows} == {length}
-                    shared = [one.stop - other.start for one, other in pairwise(windows)]
-                    assert set(shared[:-1]) <= {overlap}
-                    assert shared[-1] >= overlap
 
 
 @pytest.mark.parametrize("overlap", [-1, 16, 20])
@@ -93,6 +55,15 @@ def test_batches_hold_what_the_cache_holds_and_padding(tmp_path: Path) -> None:
             assert batch.target_BTE[row, count:].isnan().all()
 
 
+def predicted(partition: WindowedPartition, traces: dict[int, np.ndarray]) -> list[Predictions]:
+    """Return the predictions of every frame from the traces of windows by their places, (count, E) each."""
+    padded = {place: np.zeros((partition.num_clips, 2), np.float32) for place in traces}
+    for place, trace in traces.items():
+        padded[place][: len(trace)] = trace
+    pairs = [([place], torch.from_numpy(trace)[None]) for place, trace in padded.items()]
+    return partition.predictions(partition.average(pairs))
+
+
 def test_predictions_are_interpolated_onto_frames(tmp_path: Path) -> None:
     partition = WindowedPartition(toy_cache(tmp_path), "validation", num_clips=16, spacing=32)
     end_time_s = [item.array("end_time_s") for item in partition.recordings]
@@ -101,7 +72,7 @@ def test_predictions_are_interpolated_onto_frames(tmp_path: Path) -> None:
         place: np.stack([2 * end_time_s[w.recording][w.clips], 1 - end_time_s[w.recording][w.clips]], axis=1)
         for place, w in enumerate(partition.windows)
     }
-    predictions = partition.predictions({place: trace.astype(np.float32) for place, trace in traces.items()})
+    predictions = predicted(partition, traces)
     assert [item.recording for item in predictions] == ["validation-0", "validation-1"]
     for item, recording, ends_s in zip(predictions, partition.recordings, end_time_s, strict=True):
         held_s = np.clip(item.time_s, ends_s[0], ends_s[-1])
@@ -118,7 +89,7 @@ def test_a_clip_in_several_windows_has_the_mean_of_their_traces(
     partition = WindowedPartition(toy_cache(tmp_path), "validation", num_clips, spacing, overlap=overlap)
     rng = np.random.default_rng(0)
     traces = {place: rng.normal(size=(num_clips, 2)).astype(np.float32) for place in range(len(partition.windows))}
-    predictions = partition.predictions(traces)
+    predictions = predicted(partition, traces)
     for number, (item, recording) in enumerate(zip(predictions, partition.recordings, strict=True)):
         for clip, frame in enumerate(recording.array("end_frame")):
             inside = []
@@ -152,104 +123,8 @@ def test_what_a_diverged_head_predicts_stays_what_it_is(tmp_path: Path) -> None:
     partition = WindowedPartition(toy_cache(tmp_path), "validation", 4, 32, overlap=2)
     signs = [(-1) ** place * np.inf for place in range(len(partition.windows))]
     traces = {place: np.full((4, 2), (np.nan, sign), np.float32) for place, sign in enumerate(signs)}
-    for item in partition.predictions(traces):
+    for item in predicted(partition, traces):
         assert not np.isfinite(item.prediction_FE).any()
-
-
-class Echo(nn.Module):
-    """A head that returns, for each clip, the first audio feature and the clip's place in its window."""
-
-    def __init__(self, num_clips: int) -> None:
-        super().__init__()
-        self.targets = ("audio", "place")
-        self.num_clips = num_clips
-        self.sizes: list[int] = []
-
-    def forward(self, audio: Tensor, video: Tensor, mask: Tensor | None = None, face: Tensor | None = None) -> Tensor:
-        assert torch.is_inference_mode_enabled()
-        assert mask is not None
-        assert audio.shape[:2] == video.shape[:2] == mask.shape
-        assert face is None or torch.equal(face, audio[..., 0] / 100)
-        self.sizes.append(len(audio))
-        return torch.stack([audio[..., 0], torch.arange(audio.shape[1]).expand(len(audio), -1)], dim=-1)
-
-
-def clip_features(num_clips: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return audio whose values are the numbers of the clips, maps, and faces whose shares are hundredths of them."""
-    index_N = torch.arange(num_clips, dtype=torch.float32)
-    return index_N[:, None].expand(-1, 3), torch.zeros(num_clips, 2, 1, 1, dtype=torch.float16), index_N / 100
-
-
-@pytest.mark.parametrize("overlap", [None, 0, 1, 3])
-@pytest.mark.parametrize("num_clips", [1, 3, 4, 5, 6, 7, 23])
-def test_a_recording_of_any_length_is_predicted(num_clips: int, overlap: int | None) -> None:
-    audio_NA, video_NCHW, face_N = clip_features(num_clips)
-    head = Echo(4)
-    trace_NE = predict_recording(head, audio_NA, video_NCHW, face_N, overlap=overlap, batch_size=2)
-    assert (trace_NE.shape, trace_NE.dtype, trace_NE.device.type) == ((num_clips, 2), torch.float32, "cpu")
-    assert not trace_NE.is_inference()
-    assert torch.equal(trace_NE[:, 0], audio_NA[:, 0])  # each window's trace is put where its clips are
-    for clip in range(num_clips):  # and the mean over the windows is taken
-        places = [
-            clip - window.start for window in tile(num_clips, 4, 2 if overlap is None else overlap) if clip in window
-        ]
-        assert trace_NE[clip, 1].item() == np.float32(np.mean(places))
-    assert max(head.sizes) <= 2
-    without_face = predict_recording(head, audio_NA, video_NCHW, overlap=overlap)
-    assert torch.equal(trace_NE, without_face)
-
-
-def toy_head(num_clips: int) -> nn.Module:
-    torch.manual_seed(0)
-    sizes = {"audio_size": AUDIO, "video_size": CHANNELS, "map_size": MAP, "num_clips": num_clips}
-    return build_head("concat", {"targets": ["valence", "arousal"], **sizes}).eval()
-
-
-def random_features(num_clips: int) -> tuple[Tensor, Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(1)
-    video_NCHW = torch.randn(num_clips, CHANNELS, MAP, MAP, generator=generator).half()
-    return torch.randn(num_clips, AUDIO, generator=generator), video_NCHW, torch.rand(num_clips, generator=generator)
-
-
-@pytest.mark.parametrize("num_clips", [1, 5, 8])
-def test_a_short_recording_is_one_call_of_the_head(num_clips: int) -> None:
-    head = toy_head(8)
-    audio_NA, video_NCHW, face_N = random_features(num_clips)
-    with torch.inference_mode():
-        called = head(audio_NA[None], video_NCHW[None], face=face_N[None])[0]
-    assert torch.equal(avfuse.predict_recording(head, audio_NA, video_NCHW, face_N), called)
-
-
-@pytest.mark.parametrize(("num_clips", "overlap"), [(9, None), (30, None), (30, 7), (30, 0)])
-def test_a_long_recording_is_the_mean_of_single_windows(num_clips: int, overlap: int | None) -> None:
-    head = toy_head(8)
-    audio_NA, video_NCHW, face_N = random_features(num_clips)
-    total_NE, count_N1 = torch.zeros(num_clips, 2, dtype=torch.float64), torch.zeros(num_clips, 1)
-    with torch.inference_mode():
-        for window in tile(num_clips, 8, 4 if overlap is None else overlap):
-            clips = slice(window.start, window.stop)
-            total_NE[clips] += head(audio_NA[None, clips], video_NCHW[None, clips], face=face_N[None, clips])[0]
-            count_N1[clips] += 1
-    trace_NE = predict_recording(head, audio_NA, video_NCHW, face_N, overlap=overlap)
-    # 1e-6: windows are computed in batches, whose products are summed in another order
-    np.testing.assert_allclose(trace_NE.numpy(), (total_NE / count_N1).numpy(), atol=1e-6)
-
-
-@pytest.mark.parametrize("training", [True, False])
-def test_predicting_leaves_the_head_as_it_is(training: bool) -> None:
-    head = toy_head(8).train(training)
-    predict_recording(head, *random_features(20))
-    assert {module.training for module in head.modules()} == {training}
-
-
-def test_what_is_no_recording_is_refused() -> None:
-    audio_NA, video_NCHW, face_N = clip_features(5)
-    with pytest.raises(ValueError, match="got clips: 5 of audio, 4 of video, 5 of face; their number must be the same"):
-        predict_recording(Echo(4), audio_NA, video_NCHW[:4], face_N)
-    with pytest.raises(ValueError, match=r"got clips: 0 of audio, 0 of video; .* at least 1$"):
-        predict_recording(Echo(4), audio_NA[:0], video_NCHW[:0])
-    with pytest.raises(UsageError, match="overlap is 4; windows of 4 clips can share 0 to 3"):
-        predict_recording(Echo(4), audio_NA, video_NCHW, overlap=4)
 
 
 def add_gaps(store: FeatureCache, num_clips: int) -> dict[str, np.ndarray]:
@@ -276,7 +151,7 @@ def test_complete_windows_are_full_and_labelled_throughout(tmp_path: Path, num_c
         labels.append(arrays["frame_target"][rated[-1]] if rated else [np.nan, np.nan])
     assert 0 < np.isnan(labels).sum() < np.isnan(arrays["target"]).sum()
     partition = WindowedPartition(store, "train", num_clips, 32, complete=True)
-    np.testing.assert_array_equal(partition.target_NE[0], np.array(labels, np.float32))
+    np.testing.assert_array_equal(partition.target_NE, np.array(labels, np.float32))
     expected = [
         window
         for window in WindowedPartition(store, "train", num_clips, 32).windows
@@ -316,22 +191,6 @@ def test_windows_without_a_rating_are_not_trained_on(tmp_path: Path) -> None:
     assert partition.rated_windows() == list(range(len(partition.windows)))
 
 
-def test_moments_weigh_maps_by_the_share_of_frames_with_a_face(tmp_path: Path) -> None:
-    partition = WindowedPartition(toy_cache(tmp_path), "train", 16, 32)
-    audio_NA = np.concatenate(partition.audio_NA).astype(np.float64)
-    face_N = np.concatenate(partition.face_N).astype(np.float64)
-    runs = [next(item.video.strided(0, 1, item.num_clips))[1] for item in partition.recordings]
-    video_NCHW = np.concatenate(runs).astype(np.float64)
-    mean = np.average(video_NCHW, axis=0, weights=face_N)
-    spread = np.sqrt(np.average((video_NCHW - mean) ** 2, axis=0, weights=face_N))
-    expected = (audio_NA.mean(axis=0), audio_NA.std(axis=0), mean, spread)
-    for got, value in zip(feature_moments(partition), expected, strict=True):
-        np.testing.assert_allclose(got.numpy(), value, rtol=1e-5, atol=1e-6)
-    # A sample of the clips gives about the same: within the spread of a mean of some 50 clips.
-    sampled = feature_moments(partition, max_clips=60)
-    np.testing.assert_allclose(sampled[2].numpy(), mean, atol=0.5)
-
-
 def test_what_cannot_be_windowed_is_refused(tmp_path: Path) -> None:
     store = FeatureCache.create(tmp_path, toy_spec(), {})
     add_recording(store, "a", "train", 5, seed=0)
@@ -353,7 +212,7 @@ def test_folds_spread_subjects_of_both_partitions(tmp_path: Path) -> None:
         assert len(names[0] | names[1]) == 8  # all but the one that is not rated
         held_out += sorted(names[1])
         zeros = {place: np.zeros((16, 2), np.float32) for place in range(len(validation.windows))}
-        assert {item.partition for item in validation.predictions(zeros)} == {"validation"}
+        assert {item.partition for item in predicted(validation, zeros)} == {"validation"}
     assert len(held_out) == len(set(held_out)) == 8
 
 

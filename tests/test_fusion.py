@@ -561,7 +561,7 @@ def test_attention_begins_close_to_the_identity():
 
 def test_blocks_at_padding_are_zero():
     torch.manual_seed(0)
-    padding = find_padding(torch.tensor([[True, True, False], [False, False, False]]))
+    padding = find_padding(torch.tensor([[True, True, False], [False, False, False]]), torch.device("cpu"))
     values = torch.randn(2, 3, 4)
     for output in (
         BLSTM(4, 6)(values, padding),

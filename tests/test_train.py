@@ -19,12 +19,12 @@ from toy import add_recording, toy_cache, toy_spec
 from avfuse import checkpoint, registry, runs
 from avfuse import train as train_module
 from avfuse.cache import FeatureCache
-from avfuse.dataset import Window
 from avfuse.knobs import PROTOCOLS
 from avfuse.losses import LOSSES
 from avfuse.options import TrainOptions
 from avfuse.schema import UsageError
 from avfuse.train import TrainProgress, train
+from avfuse.windows import Window
 
 
 def options(home: Path, **changes: Any) -> TrainOptions:
@@ -245,9 +245,9 @@ def visited(monkeypatch: pytest.MonkeyPatch) -> list[list[Window]]:
     passes: list[list[Window]] = []
     batches = train_module.WindowedPartition.batches
 
-    def spy(partition: Any, places: Any, size: int) -> Any:
+    def spy(partition: Any, places: Any, *arguments: Any) -> Any:
         passes.append([partition.windows[place] for place in places])
-        return batches(partition, places, size)
+        return batches(partition, places, *arguments)
 
     monkeypatch.setattr(train_module.WindowedPartition, "batches", spy)
     return passes
@@ -317,7 +317,7 @@ def test_the_gradient_is_clipped(tmp_path: Path) -> None:
 
 def test_a_resumed_schedule_remembers_the_plateau(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     toy_cache(tmp_path)
-    monkeypatch.setattr(runs, "ccc_by_target", lambda _: {"valence": 0.5, "arousal": 0.5})
+    monkeypatch.setattr(train_module, "_score", lambda *_: {"valence": 0.5, "arousal": 0.5})
     flat = {"epochs": 4, "patience": 10, "plateau": 1}
 
     def stop(progress: TrainProgress) -> None:
@@ -336,7 +336,7 @@ def test_early_stop_and_schedule(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     # With no step the validation CCC never improves on the first epoch's.
     (summary,) = train(options(tmp_path, learning_rate=0.0, epochs=30, patience=3))
     assert (summary.best_epoch, summary.num_epochs) == (1, 4)
-    monkeypatch.setattr(runs, "ccc_by_target", lambda _: {"valence": 0.5, "arousal": 0.5})
+    monkeypatch.setattr(train_module, "_score", lambda *_: {"valence": 0.5, "arousal": 0.5})
     (summary,) = train(options(tmp_path, learning_rate=1e-3, epochs=6, patience=10, plateau=1))
     rates = [item["learning_rate"] for item in runs.read_history(Path(summary.run))]
     # The first epoch is the best; every second one without a better CCC halves the step size after it.

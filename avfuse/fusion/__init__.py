@@ -10,7 +10,8 @@ argument   shape                 meaning
 =========  ====================  ==========================================================================
 audio      (B, T, A)             audio features as cached, T <= num_clips unless the head takes any length
 video      (B, T, C, H, W)       video feature maps as cached, any float type
-mask       (B, T) bool           True for a clip, False for padding; padding stands at the end of a window
+mask       (B, T) bool           True for a clip, False for padding; padding stands at the end of a window; on the
+                                 host or the device: a head reads it on the host
 face       (B, T)                share of the clip's frames that show the face, 0 to 1; None means 1
 =========  ====================  ==========================================================================
 
@@ -116,7 +117,7 @@ class FusionHead(nn.Module, ABC):
         if audio.shape[1] > self.num_clips and not self.takes_any_length:
             raise UsageError(f"windows of {audio.shape[1]} clips; this head takes at most {self.num_clips}")
         self.inputs.check(audio, video)
-        padding = find_padding(mask)
+        padding = find_padding(mask, audio.device)
         return self.fuse(audio, video, padding, None if face is None else zero_padding(face, padding))
 
     @abstractmethod

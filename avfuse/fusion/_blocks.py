@@ -29,8 +29,8 @@ class Padding(NamedTuple):
     num_clips_B: Tensor
 
 
-def find_padding(mask_BT: Tensor | None) -> Padding | None:
-    """Return where a batch is padded, or None if it is not; the only time that a head waits for the device.
+def find_padding(mask_BT: Tensor | None, device: torch.device) -> Padding | None:
+    """Return where a batch on a device is padded, or None if it is not; a head waits for nothing but a mask there.
 
     Raises
     ------
@@ -44,7 +44,7 @@ def find_padding(mask_BT: Tensor | None) -> Padding | None:
         return None
     if (host_BT[:, 1:] & ~host_BT[:, :-1]).any():
         raise ValueError("the mask holds a clip after padding; padding must stand at the end of a window")
-    return Padding(~mask_BT, host_BT.sum(dim=1).clamp(min=1))
+    return Padding((~mask_BT).to(device, non_blocking=True), host_BT.sum(dim=1).clamp(min=1))
 
 
 def zero_padding(values: Tensor, padding: Padding | None) -> Tensor:
@@ -193,7 +193,8 @@ def over_clips(lstm: Callable[[Any], tuple[Any, Any]], values_BTD: Tensor, paddi
     if padding is None:
         output_BTD = lstm(values_BTD)[0]
         return output_BTD
-    packed = pack_padded_sequence(values_BTD, padding.num_clips_B, batch_first=True, enforce_sorted=False)
+    is_sorted = bool((padding.num_clips_B.diff() <= 0).all())  # sorting would wait for the device
+    packed = pack_padded_sequence(values_BTD, padding.num_clips_B, batch_first=True, enforce_sorted=is_sorted)
     output_BTD, _ = pad_packed_sequence(lstm(packed)[0], batch_first=True, total_length=values_BTD.shape[1])
     return zero_padding(output_BTD, padding)
 

@@ -1,0 +1,187 @@
+"""Feature maps of windows, gathered from where they lie: mapped files, decoded chunks, or the memory of a device.
+
+Whichever it is, the values were compared with their digests before the first is handed out, and are the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from itertools import cycle
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from avfuse.cached import CachedRecording
+from avfuse.clips import ClipArray
+from avfuse.device import free_bytes
+from avfuse.schema import UsageError
+from avfuse.windows import Window
+
+MAX_MAPPED_CHUNKS = 16_384  # a process may hold some 65,000 maps of files
+MAX_DECODED_BYTES = 2**28
+_AT_ONCE = 8  # recordings that are read and compared with their digests
+_SHARE_OF_DEVICE, _SHARE_OF_RAM = 0.75, 0.5  # of what is free, for maps that are held without being asked for
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def choose_residence(wanted: str, num_bytes: int, is_mapped: bool, device: torch.device) -> str:
+    """Return where maps of so many bytes are held: ``no``, ``ram`` or ``device``.
+
+    ``auto`` is the memory of a GPU if they take no more than three quarters of what is free there. Else maps that can
+    be mapped stay in their files, which the system keeps in memory as far as it has some; others, which would be
+    decoded again and again, are read into memory if they take no more than half of what is free.
+
+    Raises
+    ------
+    UsageError
+        If they do not fit where they are wanted.
+    """
+    cpu = torch.device("cpu")
+    if wanted == "auto":
+        if device.type == "cuda" and num_bytes <= _SHARE_OF_DEVICE * free_bytes(device):
+            return "device"
+        return "ram" if not is_mapped and num_bytes <= _SHARE_OF_RAM * free_bytes(cpu) else "no"
+    if wanted != "no":
+        free = free_bytes(device if wanted == "device" else cpu)
+        if num_bytes > free:
+            raise UsageError(
+                f"--resident {wanted}: the maps take {num_bytes / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free; "
+                "take --resident auto, or make the cache smaller with: avfuse cache shrink"
+            )
+    return wanted
+
+
+class StreamedMaps:
+    """Maps copied window by window: out of mapped files, of chunks decoded for it, or of the memory of this machine.
+
+    Parameters
+    ----------
+    recordings : sequence of CachedRecording
+    num_views : int
+        How many views of each clip are asked for.
+    device : torch.device
+        Where batches are wanted.
+    in_memory : bool
+        Whether they are read into memory first.
+
+    Raises
+    ------
+    UsageError
+        If a recording is damaged.
+    """
+
+    def __init__(
+        self, recordings: Sequence[CachedRecording], num_views: int, device: torch.device, *, in_memory: bool = False
+    ) -> None:
+        def take(item: CachedRecording) -> list[ClipArray]:
+            return [_read_in(item, view) if in_memory else _checked(item, view) for view in range(num_views)]
+
+        self._device = device
+        self._views = each_once(take, recordings)
+        first = self._views[0][0]
+        self._shape, self._dtype = first.shape[1:], getattr(torch, first.dtype.name)
+        chunk_bytes = max(1, first.num_bytes // max(1, first.num_chunks))
+        held = MAX_MAPPED_CHUNKS if first.is_mapped else max(2, MAX_DECODED_BYTES // chunk_bytes)
+        self._chunk: Callable[[int, int, int], npt.NDArray[Any]] = lru_cache(held)(self._read)
+
+    def gather_all(self, batches: Sequence[Sequence[tuple[Window, int]]], num_clips: int) -> Iterator[Tensor]:
+        """Yield the maps (B, T, C, H, W) of batches of windows, each window with its view; padding is zero.
+
+        A thread gathers the next batch into one of two buffers while the other is used, so that maps in the memory of
+        this machine hold until the next are asked for. On their way to a GPU they wait for nothing computed there.
+        """
+        is_cuda = self._device.type == "cuda"
+        size = (max(map(len, batches), default=0), num_clips, *self._shape)
+        buffers = [torch.empty(size, dtype=self._dtype, pin_memory=is_cuda) for _ in batches[:2]]
+        copying = torch.cuda.Stream(self._device) if is_cuda else None  # type: ignore[no-untyped-call]
+        filled = (self._fill(part, buffer) for part, buffer in zip(batches, cycle(buffers), strict=False))
+        for maps_BTCHW in ahead(filled):
+            if copying is None:
+                yield maps_BTCHW
+                continue
+            with torch.cuda.stream(copying):
+                moved_BTCHW = maps_BTCHW.to(self._device, non_blocking=True)
+            copying.synchronize()  # for the copy alone, after which the buffer may be filled again
+            moved_BTCHW.record_stream(torch.cuda.current_stream(self._device))
+            yield moved_BTCHW
+
+    def _fill(self, part: Sequence[tuple[Window, int]], buffer_BTCHW: Tensor) -> Tensor:
+        """Copy the maps of windows out of their chunks, several clips at a time."""
+        maps_BTCHW = buffer_BTCHW[: len(part)]
+        for row, (window, view) in zip(maps_BTCHW.numpy(), part, strict=True):
+            for at, number, clips in self._views[window.recording][view].runs(window.start, window.step, window.count):
+                values = self._chunk(window.recording, view, number)[clips]
+                row[at : at + len(values)] = values
+            row[window.count :] = 0
+        return maps_BTCHW
+
+    def _read(self, recording: int, view: int, number: int) -> npt.NDArray[Any]:
+        return self._views[recording][view].chunk(number)
+
+
+class ResidentMaps:
+    """Maps of all clips in one tensor, in the memory of the device that computes, from which windows are gathered.
+
+    Parameters and errors are those of `StreamedMaps`; `device` is the one whose memory it is.
+    """
+
+    def __init__(self, recordings: Sequence[CachedRecording], num_views: int, device: torch.device) -> None:
+        first = recordings[0].video
+        self._device, self._shape = device, first.shape[1:]
+        ends_R = np.cumsum([item.num_clips for item in recordings])
+        self._num_rows = int(ends_R[-1]) + 1  # the last is what padding is gathered from
+        dtype = getattr(torch, first.dtype.name)
+        self._maps_NCHW = torch.empty(num_views * self._num_rows, *self._shape, dtype=dtype, device=device)
+        self._maps_NCHW[self._num_rows - 1 :: self._num_rows] = 0
+
+        def load(place: int) -> None:
+            for view in range(num_views):
+                row = view * self._num_rows + int(ends_R[place]) - recordings[place].num_clips
+                for values in recordings[place].checked_chunks(view):
+                    self._maps_NCHW[row : row + len(values)] = torch.from_numpy(np.array(values, order="C"))
+                    row += len(values)
+
+        each_once(load, range(len(recordings)))
+
+    def gather(self, index_BT: Tensor, view_B: Tensor) -> Tensor:
+        """Return the maps (B, T, C, H, W) of clips by their place among all, the number of clips being padding."""
+        rows_N = (index_BT + view_B.unsqueeze(-1) * self._num_rows).flatten().to(self._device, non_blocking=True)
+        return self._maps_NCHW.index_select(0, rows_N).reshape(*index_BT.shape, *self._shape)
+
+
+def each_once(act: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
+    """Return what comes of each item, several at once in threads; the first error, in the order of items, is raised."""
+    with ThreadPoolExecutor(_AT_ONCE) as executor:
+        return list(executor.map(act, items))
+
+
+def ahead(items: Iterator[Item]) -> Iterator[Item]:
+    """Yield items, of which the next is made in a thread while the last is used."""
+    with ThreadPoolExecutor(1) as executor:
+        pending = executor.submit(next, items, None)
+        while (item := pending.result()) is not None:
+            pending = executor.submit(next, items, None)
+            yield item
+
+
+def _checked(recording: CachedRecording, view: int) -> ClipArray:
+    """Return a view of which every value was compared with its digest."""
+    recording.check(view)
+    return recording.view(view)
+
+
+def _read_in(recording: CachedRecording, view: int) -> ClipArray:
+    """Return a view in memory, as one chunk, compared with its digest."""
+    clips = recording.view(view)
+    values, row = np.empty(clips.shape, clips.dtype), 0
+    for chunk in recording.checked_chunks(view):
+        values[row : row + len(chunk)] = chunk
+        row += len(chunk)
+    return ClipArray(clips.shape, clips.dtype, max(1, len(clips)), lambda _: values, is_mapped=True)

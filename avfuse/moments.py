@@ -1,0 +1,40 @@
+"""Mean and standard deviation of the features that are trained on, by which heads standardise their inputs."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from avfuse.dataset import WindowedPartition
+from avfuse.encoding import decode
+
+
+def feature_moments(partition: WindowedPartition, max_clips: int = 20_000) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return mean and standard deviation over clips of audio, (A,) each, and of the face's map, (C, H, W) each.
+
+    Clips without a face say nothing about faces: each clip's map counts by its share of frames with one. Of a large
+    partition an evenly spaced part of at most `max_clips` clips is used. Of several views the first counts.
+    """
+    step = -(-partition.num_rows // max_clips)
+    ends = np.cumsum([item.num_clips for item in partition.recordings])[:-1].tolist()
+    audio_RNA, face_RN = (values.cpu().double().tensor_split(ends) for values in (partition.audio_NA, partition.face_N))
+    audio_NA = torch.cat([audio_NA[::step] for audio_NA in audio_RNA])
+    shape = partition.recordings[0].video.shape[1:]
+    weight, total, squares = 0.0, torch.zeros(shape, dtype=torch.float64), torch.zeros(shape, dtype=torch.float64)
+    for item, face_N in zip(partition.recordings, face_RN, strict=True):
+        scale = item.scale()
+        for at, run in item.video.strided(0, step, -(-item.num_clips // step)):
+            share_N = face_N[::step][at : at + len(run)]
+            values_NCHW = decode(run, scale).double()
+            weight += float(share_N.sum())
+            total += torch.tensordot(share_N, values_NCHW, dims=1)
+            squares += torch.tensordot(share_N, values_NCHW.square_(), dims=1)
+    mean = total / max(weight, 1e-9)
+    spread = (squares / max(weight, 1e-9) - mean**2).clamp(min=0).sqrt()
+    return (
+        audio_NA.mean(dim=0).float(),
+        audio_NA.std(dim=0, correction=0).float(),
+        mean.float(),
+        spread.float() if weight else torch.ones(shape),
+    )
