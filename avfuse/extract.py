@@ -1,15 +1,16 @@
 """Stage 1: every recording of a corpus to features, once.
 
 Per recording: lay the clips on the clock, decode and follow the face or read its aligned images, encode batches of
-clips with the sound under them, and commit the result to the cache. A recording that cannot be used is kept with its
-reason, and the others go on. Partitions that share a subject or a file are refused before anything is made.
+clips, in as many views as are wanted, with the sound under them, and commit the result to the cache. A recording that
+cannot be used is kept with its reason, and the others go on. Partitions that share a subject or a file are refused
+before anything is made.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -19,16 +20,17 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from avfuse import media, partitions, registry
+from avfuse import footage, media, partitions, registry, views
 from avfuse.cache import FeatureCache
 from avfuse.corpora import Corpus
 from avfuse.device import choose_device, choose_precision
 from avfuse.encoders import Encoder
-from avfuse.faces import CROP_PX, CROPPED, CroppedFaces, FaceDetector, Faces, FaceTrack
+from avfuse.encoding import codecs
+from avfuse.faces import CROPPED, FaceDetector
 from avfuse.knobs import parse_assignments
-from avfuse.options import FACES, ExtractOptions, cache_home
+from avfuse.options import ExtractOptions, cache_home
 from avfuse.schema import Failure, Recording, RecordingError, RowCount, UsageError
-from avfuse.spec import CacheSpec, FileDigests, Source, list_crops
+from avfuse.spec import CacheSpec, FileDigests, Source
 from avfuse.writer import RecordingWriter
 
 log = logging.getLogger(__name__)
@@ -60,8 +62,8 @@ class ExtractSummary:
     fingerprint : str
     num_recordings, num_extracted, num_present : int
         In the corpus; extracted now; in the store before and left as they were.
-    num_clips : int
-        Clips encoded now.
+    num_clips, num_views : int
+        Clips encoded now; views of each.
     face_share : float
         Share of the frames of those clips that show a face; NaN when none were encoded.
     num_uneven : int
@@ -78,6 +80,7 @@ class ExtractSummary:
     num_extracted: int
     num_present: int
     num_clips: int
+    num_views: int
     face_share: float
     num_uneven: int
     num_rows_dropped: int
@@ -154,7 +157,7 @@ def _summarise(
     tools: _Tools, extracted: Sequence[_Extracted], num_present: int, failures: Sequence[Failure], elapsed_s: float
 ) -> ExtractSummary:
     share_N = np.concatenate([item.face_share_N for item in extracted]) if extracted else np.zeros(0, np.float32)
-    uneven = [item.rows for item in extracted if item.rows is not None and _is_uneven(item.rows)]
+    uneven = [item.rows for item in extracted if item.rows is not None and footage.is_uneven(item.rows)]
     return ExtractSummary(
         store=tools.cache.path,
         fingerprint=tools.cache.spec.fingerprint,
@@ -162,6 +165,7 @@ def _summarise(
         num_extracted=len(extracted),
         num_present=num_present,
         num_clips=len(share_N),
+        num_views=tools.options.views,
         face_share=float(share_N.mean()) if len(share_N) else float("nan"),
         num_uneven=len(uneven),
         num_rows_dropped=sum(rows.num_dropped for rows in uneven),
@@ -180,6 +184,7 @@ def _relative(on_progress: Callable[[ExtractProgress], None], before: ExtractPro
 
 def _prepare(options: ExtractOptions) -> _Tools:
     """Build everything that can be refused, in the order of what it costs the user to be refused late."""
+    codecs(options.compress)  # whether its package is here
     corpus, recordings = _open_corpus(options)
     digest = FileDigests()
     _refuse_leaks(recordings, digest, options.allow_leaks)
@@ -208,19 +213,19 @@ def _prepare(options: ExtractOptions) -> _Tools:
         audio=audio.fingerprint,
         precision=precision,
         libraries={name: version(name) for name in ("torch", "torchvision", "torchaudio")},
-        video_shape=video.feature_shape,
+        video_shape=video.feature_shape if options.maps == "whole" else (video.feature_shape[0], 1, 1),
         audio_shape=audio.feature_shape,
         ranges=corpus.ranges,
+        storage={"dtype": options.dtype, "maps": options.maps},
+        views=views.describe(options.views, options.flip),
     )
     provenance = {"video": video.provenance, "audio": audio.provenance, "avfuse": version("avfuse")}
-    cache = FeatureCache.create(cache_home(options.cache), spec, provenance)
+    cache = FeatureCache.create(cache_home(options.cache), spec, provenance, options.compress)
     return _Tools(corpus, recordings, digest, cache, detector, video, audio, device, options)
 
 
 def _open_corpus(options: ExtractOptions) -> tuple[Corpus, list[Recording]]:
     """Return the corpus with the arguments that the user gives it, and its recordings."""
-    if options.faces not in FACES:
-        raise UsageError(f"unknown faces '{options.faces}'; known: {', '.join(FACES)}")
     arguments = registry.check_arguments(
         "corpus", options.corpus, parse_assignments(options.corpus_option), reserved=("root",)
     )
@@ -277,15 +282,16 @@ def _extract_recording(
     """Extract and commit one recording."""
     timeline = media.probe(recording.path)
     grid = media.ClipGrid.lay(timeline, tools.options.hop)
-    target_FE, rows = _frame_targets(recording, timeline, tools.corpus)
-    faces = _open_faces(recording, timeline, tools)
+    target_FE, rows = footage.frame_targets(recording, timeline, tools.corpus)
+    faces = footage.open_faces(recording, timeline.num_frames, tools.detector, tools.options.detect_every)
     with media.SoundReader(recording.path) as sound, RecordingWriter(tools.cache, recording.name, source) as writer:
         writer.begin(grid.num_clips)
         num_done = 0
-        for video_BKYXC in _clip_batches(recording, timeline, grid, faces, tools.options.batch_size):
+        for video_BKYXC in footage.clip_batches(recording, timeline, grid, faces, tools.options.batch_size):
             end_s = grid.end_time_s[num_done : num_done + len(video_BKYXC)]
             sound_BS = np.stack([sound.read(at_s, grid.num_samples) for at_s in end_s])
-            writer.append(_encode(tools.video, video_BKYXC, tools), _encode(tools.audio, sound_BS, tools))
+            first, *others = _encode_views(video_BKYXC, recording.name, num_done, tools)
+            writer.append(first, _encode(tools.audio, sound_BS, tools), *others)
             num_done += len(end_s)
             on_batch(num_done, grid.num_clips)
         if sound.num_decoded == 0:
@@ -307,68 +313,14 @@ def _extract_recording(
     return _Extracted(face_share_N, rows)
 
 
-def _open_faces(recording: Recording, timeline: media.Timeline, tools: _Tools) -> Faces:
-    """Return what yields the recording's crops."""
-    if tools.detector is None:
-        return CroppedFaces(list_crops(recording), timeline.num_frames)
-    return FaceTrack(tools.detector, timeline.num_frames, tools.options.detect_every, recording.face_side)
-
-
-def _frame_targets(
-    recording: Recording, timeline: media.Timeline, corpus: Corpus
-) -> tuple[npt.NDArray[np.float32], RowCount | None]:
-    """Return the rating of each frame, (F, E), NaN where unrated, and how rows and frames met."""
-    annotation = corpus.annotation(recording)
-    if annotation is None:
-        return np.full((timeline.num_frames, len(corpus.targets)), np.nan, np.float32), None
-    if timeline.num_unplaced and annotation.time_s is None:
-        left_out = "%s: %d frames have the time stamp of another, or none; rows by frame behind them rate other frames"
-        log.warning(left_out, recording.name, timeline.num_unplaced)
-    target_FE, rows = annotation.at(timeline.rated_time_s), annotation.count(timeline.rated_time_s)
-    if _is_uneven(rows):
-        log.warning(
-            "%s: %d annotation rows for %d frames: %d rows that rate no frame are dropped, %d frames without a row are "
-            "unrated (%s)",
-            recording.name,
-            rows.num_rows,
-            rows.num_frames,
-            rows.num_dropped,
-            rows.num_without,
-            "row i rates frame i" if annotation.time_s is None else "rows rate frames by their times",
-        )
-    return target_FE, rows
-
-
-def _is_uneven(rows: RowCount) -> bool:
-    return rows.num_dropped > 0 or rows.num_without > 0
-
-
-def _clip_batches(
-    recording: Recording, timeline: media.Timeline, grid: media.ClipGrid, faces: Faces, size: int
-) -> Iterator[npt.NDArray[np.uint8]]:
-    """Yield the crops (B, K, 112, 112, 3) of up to `size` clips at a time; only frames of clips to come are held."""
-    wanted_F = faces.detected_F()
-    wanted_F[grid.frame_NK] = True
-    crops = faces.crops(media.read_frames(recording.path, timeline, wanted_F))
-    held: dict[int, npt.NDArray[np.uint8]] = {}
-    black = np.zeros((CROP_PX, CROP_PX, 3), np.uint8)
-    last_read, clips = -1, []
-    for frame_K in grid.frame_NK:
-        while last_read < frame_K[-1]:
-            last_read, crop = next(crops, (timeline.num_frames, black))
-            held[last_read] = crop
-        lost = [frame for frame in frame_K.tolist() if frame not in held]
-        faces.found_F[lost], faces.probability_F[lost] = False, 0.0  # it could not be decoded: nobody saw its face
-        clips.append(np.stack([held.get(frame, black) for frame in frame_K.tolist()]))
-        # The next clip begins no earlier than this one; before the start several begin with the first frame.
-        held = {frame: crop for frame, crop in held.items() if frame >= frame_K[0]}
-        if len(clips) == size:
-            yield np.stack(clips)
-            clips = []
-    for _ in crops:
-        pass  # frames behind the last clip belong to no clip, but whether they show a face is recorded
-    if clips:
-        yield np.stack(clips)
+def _encode_views(
+    video_BKYXC: npt.NDArray[np.uint8], recording: str, first_clip: int, tools: _Tools
+) -> list[npt.NDArray[np.float32]]:
+    """Return the maps of a batch of clips in every view, one after the other: one view's pixels are held at a time."""
+    return [
+        _encode(tools.video, views.show(video_BKYXC, recording, first_clip, view, tools.options.flip), tools)
+        for view in range(tools.options.views)
+    ]
 
 
 def _encode(encoder: Encoder, clips: npt.NDArray[Any], tools: _Tools) -> npt.NDArray[np.float32]:

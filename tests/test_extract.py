@@ -12,9 +12,10 @@ import skimage.data
 import tiny
 from conftest import beep, remux, repeat_stamps, write_video
 from PIL import Image
+from torchvision.transforms import functional
 
 from avfuse import extract as extract_module
-from avfuse import registry
+from avfuse import registry, views
 from avfuse import spec as spec_module
 from avfuse.cache import FeatureCache
 from avfuse.extract import ExtractProgress, ExtractSummary, extract
@@ -22,6 +23,7 @@ from avfuse.faces import FaceDetector
 from avfuse.options import ExtractOptions
 from avfuse.schema import UsageError
 from avfuse.spec import CacheSpec
+from avfuse.views import Jitter
 
 FPS = 25
 FACE = np.ascontiguousarray(skimage.data.astronaut()[0:240, 100:340])
@@ -74,9 +76,12 @@ def only_recording(summary: ExtractSummary) -> Any:
     return recording
 
 
-def maps(recording: Any) -> npt.NDArray[np.float32]:
-    runs = [run for _, run in recording.video.strided(0, 1, recording.num_clips)]
-    return np.concatenate(runs).astype(np.float32)
+def maps(recording: Any, view: int = 0) -> npt.NDArray[np.float32]:
+    return np.concatenate(list(recording.view(view).chunks())).astype(np.float32)
+
+
+def files_of(store: Path) -> dict[Path, bytes]:
+    return {path.relative_to(store): path.read_bytes() for path in store.rglob("*") if path.is_file()}
 
 
 CONSTANT = np.arange(60) / FPS
@@ -197,8 +202,7 @@ def test_the_cache_does_not_depend_on_how_the_work_was_cut(tmp_path: Path) -> No
         extract(options(root, cache=tmp_path / "cut"), stop)
     assert list((tmp_path / "cut" / "features" / whole.with_suffix(".tmp").name).iterdir()) == []
     cut = Path(extract(options(root, cache=tmp_path / "cut", batch_size=3)).store)
-    files = {path.relative_to(whole): path.read_bytes() for path in whole.rglob("*") if path.is_file()}
-    assert files == {path.relative_to(cut): path.read_bytes() for path in cut.rglob("*") if path.is_file()}
+    assert files_of(whole) == files_of(cut)
 
 
 def test_settings_have_stores_of_their_own(tmp_path: Path) -> None:
@@ -212,10 +216,14 @@ def test_settings_have_stores_of_their_own(tmp_path: Path) -> None:
         {"precision": "bf16"},
         {"dataset": "other"},
         {"video_option": ("scale=0.5",)},
+        {"views": 2},
+        {"views": 2, "flip": True},
+        {"dtype": "uint8"},
+        {"maps": "pooled"},
     ]
     stores = {extract(options(root, **change)).store for change in changes}
     assert len(stores) == len(changes)
-    same: list[dict[str, Any]] = [{"batch_size": 3}, {"video_weights": "elsewhere"}]
+    same: list[dict[str, Any]] = [{"batch_size": 3}, {"video_weights": "elsewhere"}, {"compress": "zstd"}]
     assert {extract(options(root, **change)).store for change in same} <= stores
 
 
@@ -273,7 +281,7 @@ def test_a_cache_that_cannot_be_written_ends_the_run(tmp_path: Path, monkeypatch
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("avfuse.cache.RecordingWriter.commit", full)
+    monkeypatch.setattr("avfuse.writer.RecordingWriter.commit", full)
     with pytest.raises(OSError, match="No space left"):
         extract(options(tmp_path / "root"))
 
@@ -623,3 +631,129 @@ def test_another_draw_of_partitions_costs_no_features(tmp_path: Path) -> None:
         partitions.append([item.source.partition for item in FeatureCache.open(summary.store).recordings()])
     assert [part.count("validation") for part in partitions] == [1, 3]
     assert (summary.num_extracted, summary.num_present) == (0, 4)
+
+
+# Views
+
+
+def test_further_views_are_the_clips_with_drawn_brightness_and_contrast(tmp_path: Path) -> None:
+    levels = {i: 3 * i + 20 for i in range(60) if i not in (3, 30, 31, 59)}
+    given = cropped_corpus(tmp_path / "root", a=levels)
+    plain = only_recording(extract(given))
+    summary = extract(dataclasses.replace(given, views=3))
+    recording = only_recording(summary)
+    assert (plain.num_views, recording.num_views, summary.num_views, summary.num_clips) == (1, 3, 3, 7)
+    alone, among = ({name: item.arrays[name] for name in plain.arrays} for item in (plain, recording))
+    assert alone == among  # names, shapes and digests: sound, clock and the first view do not know of the others
+    first_NK = maps(recording)[:, :, 0, 0] * 255
+    shown_NK = first_NK > 0
+    for view in (1, 2):
+        view_NK = maps(recording, view)[:, :, 0, 0] * 255
+        assert (view_NK[~shown_NK] == 0).all()  # frames without an aligned image
+        for clip in range(7):
+            drawn = Jitter.draw("a", clip, view, False)
+            # Pillow's levels are whole, and contrast leaves an image of one level alone; halves have 11 bits.
+            level_K = first_NK[clip, shown_NK[clip]].round()
+            expected_K = np.floor(np.float32(drawn.brightness) * level_K.astype(np.float32))
+            np.testing.assert_allclose(view_NK[clip, shown_NK[clip]], expected_K, atol=0.1)
+            ratio = float(view_NK[clip].mean() / first_NK[clip].mean())
+            assert ratio == pytest.approx(drawn.brightness, abs=1 / float(level_K.mean()))
+            assert 0.78 < ratio < 1.22
+
+
+def test_contrast_and_mirroring_of_a_view_reach_the_encoder(tmp_path: Path) -> None:
+    given = cropped_corpus(tmp_path / "root", a={0: 1})
+    crop = np.full((112, 112, 3), 100, np.uint8)
+    crop[:, :56] = 60  # darker on the left
+    for frame in range(60):
+        Image.fromarray(crop).save(tmp_path / "root" / "cropped_aligned" / "a" / f"{frame + 1:05d}.png")
+    summary = extract(dataclasses.replace(given, views=4, flip=True, video_encoder="tiny_quarters"))
+    recording = only_recording(summary)
+    assert FeatureCache.open(summary.store).spec.views == views.describe(4, True)
+    sides = set()
+    for view in (1, 2, 3):
+        map_NHW = maps(recording, view)[:, 0] * 255
+        for clip in range(7):
+            drawn = Jitter.draw("a", clip, view, True)
+            image: Any = functional.adjust_brightness(Image.fromarray(crop), drawn.brightness)
+            dark, bright = np.asarray(functional.adjust_contrast(image, drawn.contrast))[0, [0, -1], 0]
+            expected_W = [bright, dark] if drawn.is_mirrored else [dark, bright]
+            np.testing.assert_allclose(map_NHW[clip], [expected_W, expected_W], atol=0.1)
+            sides.add(drawn.is_mirrored)
+    assert sides == {False, True}
+
+
+def test_views_do_not_depend_on_how_the_work_was_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = tmp_path / "root"
+    given = cropped_corpus(root, a={i: i + 9 for i in range(60)}, b={i: 99 - i for i in range(60)})
+    given = dataclasses.replace(given, views=3, flip=True)
+    batches: list[int] = []
+    forward = tiny.BrightnessEncoder.forward
+    monkeypatch.setattr(
+        tiny.BrightnessEncoder, "forward", lambda self, clips: (batches.append(len(clips)), forward(self, clips))[1]
+    )
+    whole = Path(extract(given).store)
+    assert batches == [7] * 6  # one view after the other, so that no more than a batch of clips is held
+    batches.clear()
+    later = dataclasses.replace(given, cache=tmp_path / "later", batch_size=2)
+    extract(later)
+    store = FeatureCache.find(tmp_path / "later")
+    assert batches == [2] * 9 + [1] * 3 + [2] * 9 + [1] * 3
+    assert files_of(whole) == files_of(Path(store.path))
+    store.remove("a")  # another order
+    assert extract(later).num_extracted == 1
+    assert files_of(whole) == files_of(Path(store.path))
+
+
+# What is kept of a map
+
+
+@pytest.mark.parametrize("num_views", [1, 2])
+@pytest.mark.parametrize("maps_kept", ["whole", "pooled"])
+@pytest.mark.parametrize("dtype", ["float16", "uint8"])
+def test_maps_are_kept_as_the_knobs_say(tmp_path: Path, dtype: str, maps_kept: str, num_views: int) -> None:
+    crop = np.arange(112 * 112 * 3, dtype=np.uint8).reshape(112, 112, 3)
+    crop[:56] //= 2
+    given = cropped_corpus(tmp_path / "root", a={0: 1})
+    for frame in range(60):
+        Image.fromarray(crop - crop // 60 * frame).save(
+            tmp_path / "root" / "cropped_aligned" / "a" / f"{frame + 1:05d}.png"
+        )
+    given = dataclasses.replace(given, video_encoder="tiny_quarters", views=num_views)
+    expected = only_recording(extract(dataclasses.replace(given, dataset="plain")))
+    summary = extract(dataclasses.replace(given, dtype=dtype, maps=maps_kept))
+    recording, spec = only_recording(summary), FeatureCache.open(summary.store).spec
+    shape = (8, 1, 1) if maps_kept == "pooled" else (8, 2, 2)
+    assert (spec.storage, spec.video_shape) == ({"dtype": dtype, "maps": maps_kept}, shape)
+    for view in range(num_views):
+        stored = recording.view(view)
+        assert (stored.shape, stored.dtype) == ((7, *shape), np.dtype(dtype))
+        values, whole = maps(recording, view), maps(expected, view)
+        if maps_kept == "pooled":
+            whole = whole.mean(axis=(2, 3), keepdims=True)
+        error = 2e-4  # halves below 1 have eleven bits
+        if dtype == "uint8":
+            scale_C, offset_C = (recording.array(f"video_{name}")[:, None, None] for name in ("scale", "offset"))
+            values, error = values * scale_C + offset_C, error + scale_C.max() / 2
+        np.testing.assert_allclose(values, whole, atol=error, rtol=0)
+
+
+@pytest.mark.parametrize("compress", ["zstd", "pcodec"])
+def test_compression_is_no_other_store_and_changes_no_value(tmp_path: Path, compress: str) -> None:
+    pytest.importorskip("pcodec" if compress == "pcodec" else "zarr")
+    given = cropped_corpus(tmp_path / "root", a={i: i + 9 for i in range(60)}, b={i: 99 - i for i in range(60)})
+    store = FeatureCache.open(extract(given).store)
+    before = {item.name: item.digest for item in store.recordings()}
+    store.remove("b")
+    again = extract(dataclasses.replace(given, compress=compress))
+    assert (again.store, again.num_present, again.num_extracted) == (store.path, 1, 1)
+    recordings = {item.name: item for item in FeatureCache.open(again.store).recordings()}
+    assert {name: item.digest for name, item in recordings.items()} == before
+    assert [item.video.is_mapped for item in recordings.values()] == [True, False]
+    recordings["b"].check(0)
+
+
+def test_a_compression_that_is_not_installed_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("avfuse.encoding.find_spec", lambda name: None)
+    with pytest.raises(UsageError, match=r"pip install 'avfuse\[pcodec\]'"):
+        extract(options(tmp_path / "nowhere", compress="pcodec"))

@@ -1,6 +1,7 @@
 """Every knob is declared once, with its help, and reaches the command line."""
 
 import dataclasses
+import math
 import typing
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 from avfuse import options, registry
 from avfuse.cli import cli
 from avfuse.knobs import PROTOCOLS
-from avfuse.options import TrainOptions, cache_home, local_home
+from avfuse.options import ExtractOptions, TrainOptions, cache_home, local_home
 from avfuse.schema import UsageError
 
 COMMANDS = {
@@ -196,3 +197,37 @@ def test_a_cache_is_a_path_or_an_address(command: str) -> None:
 def test_a_fold_is_refused_with_the_options() -> None:
     with pytest.raises(UsageError, match=r"^--fold 3/2: expected fold I of N as I/N, for example 1/5$"):
         TrainOptions(fold="3/2")
+
+
+@pytest.mark.parametrize("name", ["faces", "precision", "dtype", "maps", "compress"])
+def test_an_unknown_choice_of_extraction_is_refused(name: str) -> None:
+    known = ", ".join({field.name: field for field in dataclasses.fields(ExtractOptions)}[name].metadata["choices"])
+    with pytest.raises(UsageError, match=f"^unknown {name} 'other'; known: {known}$"):
+        ExtractOptions(Path("root"), **{name: "other"})
+
+
+def test_views_that_cannot_be_are_refused() -> None:
+    with pytest.raises(UsageError, match=r"^--views 0: there is at least 1, the clip as it is$"):
+        ExtractOptions(Path("root"), views=0)
+    with pytest.raises(UsageError, match=r"^--flip mirrors views other than the first; keep some, with --views 2"):
+        ExtractOptions(Path("root"), flip=True)
+    assert ExtractOptions(Path("root"), views=2, flip=True).views == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "refused", "allowed"),
+    [
+        ("noise", (-0.1, math.nan, math.inf), (0.0, 3.0)),
+        ("drop_modality", (-0.1, 1.01, math.nan), (0.0, 1.0)),
+        ("mask_span", (-0.1, 1.01, math.nan), (0.0, 1.0)),
+    ],
+)
+def test_augmentation_is_refused_beyond_its_range(
+    name: str, refused: tuple[float, ...], allowed: tuple[float, ...]
+) -> None:
+    for value in refused:
+        with pytest.raises(UsageError, match=f"^--{name.replace('_', '-')} {value:g}: expected a number "):
+            TrainOptions(**{name: value})
+    for value in allowed:
+        assert getattr(TrainOptions(**{name: value}), name) == value
+    assert getattr(TrainOptions(), name) == 0

@@ -4,10 +4,15 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch.nn.functional import adaptive_avg_pool2d
 
 from avfuse.encoders import Encoder
 
-ENCODERS = {"tiny_video": "tiny:BrightnessEncoder", "tiny_audio": "tiny:LoudnessEncoder"}
+ENCODERS = {
+    "tiny_video": "tiny:BrightnessEncoder",
+    "tiny_quarters": "tiny:QuarterEncoder",
+    "tiny_audio": "tiny:LoudnessEncoder",
+}
 
 
 class BrightnessEncoder(Encoder):
@@ -30,6 +35,14 @@ class BrightnessEncoder(Encoder):
         assert clips.dtype == torch.uint8
         brightness_BK = clips.float().mean(dim=(2, 3, 4)) / 255 * self.scale
         return brightness_BK[:, :, None, None].expand(-1, -1, 2, 2)
+
+
+class QuarterEncoder(BrightnessEncoder):
+    """The same of each quarter of the frames, so that a map shows which way round they are."""
+
+    def forward(self, clips: Tensor) -> Tensor:
+        """Return (B, 8, 2, 2)."""
+        return adaptive_avg_pool2d(clips.float().mean(dim=-1), 2) / 255 * self.scale
 
 
 class LoudnessEncoder(Encoder):

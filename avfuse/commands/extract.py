@@ -44,13 +44,14 @@ def extract(as_json: bool, **knobs: Any) -> None:
 
 
 def _print_extract(summary: Any) -> None:
+    views = f", each in {summary.num_views} views" if summary.num_views > 1 else ""
     rows = [
         ("recordings", f"{summary.num_recordings}"),
         ("extracted now", f"{summary.num_extracted}"),
         ("there before", f"{summary.num_present}"),
         ("failed", f"{len(summary.failures)}"),
         ("rows other than frames", _uneven(summary)),
-        ("clips encoded", f"{summary.num_clips:,} ({summary.num_clips / max(summary.elapsed_s, 1e-9):.1f}/s)"),
+        ("clips encoded", f"{summary.num_clips:,}{views} ({summary.num_clips / max(summary.elapsed_s, 1e-9):.1f}/s)"),
         ("frames with a face", "-" if math.isnan(summary.face_share) else f"{100 * summary.face_share:.1f} %"),
         ("time", f"{summary.elapsed_s:.0f} s"),
         ("store", str(summary.store)),

@@ -12,16 +12,26 @@ Whoever writes a group writes it as a folder on this machine first (`aside`), fl
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy.typing as npt
+import zarr
+from zarr.errors import ZarrUserWarning
 
 from avfuse.clips import ClipArray
 from avfuse.schema import UsageError
 
 METADATA = "zarr.json"
+
+
+def open_array(place: Any, **arguments: Any) -> Any:
+    """Open a Zarr array, silent about codecs that are no part of Zarr's specification, as pcodec is not."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ZarrUserWarning)
+        return zarr.open_array(place, **arguments)
 
 
 class Store(ABC):

@@ -12,11 +12,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import zarr
 
 from avfuse import atomic
 from avfuse.clips import ClipArray
-from avfuse.stores import METADATA, Store
+from avfuse.stores import METADATA, Store, open_array
 
 _ALREADY_THERE = (errno.ENOTEMPTY, errno.EEXIST)
 _PLAIN_CODECS = ("bytes", "crc32c")
@@ -61,7 +60,7 @@ class DirectoryStore(Store):
 
     def array(self, path: str) -> npt.NDArray[Any]:
         """Read an array through zarr."""
-        return np.asarray(zarr.open_array(self.location / path, mode="r")[...])
+        return np.asarray(open_array(self.location / path, mode="r")[...])
 
     def clips(self, path: str) -> ClipArray:
         """Map the chunks of an array whose bytes are its values; decode those of another through zarr."""
@@ -70,7 +69,7 @@ class DirectoryStore(Store):
         shape: tuple[int, ...] = tuple(metadata["shape"])
         chunk_shape = tuple(metadata["chunk_grid"]["configuration"]["chunk_shape"])
         if tuple(codec["name"] for codec in metadata["codecs"]) != _PLAIN_CODECS:
-            array = zarr.open_array(folder, mode="r")
+            array = open_array(folder, mode="r")
             return ClipArray(
                 shape, array.dtype, chunk_shape[0], lambda i: np.asarray(array.get_block_selection(i)), is_mapped=False
             )
