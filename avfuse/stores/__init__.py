@@ -84,6 +84,14 @@ class Store(ABC):
         top = {path.partition("/")[0] for path in self.files(group) or {}}
         return sorted(top - {METADATA})
 
+    def count_bytes(self) -> int:
+        """Return how many bytes the store takes; one that is not made of files says it by itself."""
+        return sum((self.files("") or {}).values())
+
+    def changed_s(self) -> float | None:
+        """Return when the store was last changed, in seconds since 1970; None if it cannot be told."""
+        return None
+
     def find_contradictions(self, group: str) -> list[str]:
         """Return, in words, what in a group is at odds with its metadata, beside values; "" is the root.
 

@@ -49,10 +49,14 @@ class DirectoryStore(Store):
         return sorted(f"{parent}/{entry.name}" for entry in os.scandir(folder) if entry.is_dir())
 
     def files(self, group: str) -> dict[str, int]:
-        """Return every file below a group's folder with its length."""
+        """Return every file below a group's folder with its length; -1 is that of what is no file, as a broken link."""
         top = self.location / group
-        found = (Path(folder, name) for folder, _, names in os.walk(top) for name in names)
-        return {path.relative_to(top).as_posix(): path.stat().st_size for path in found}
+        found = (
+            Path(folder, name)
+            for folder, inside, names in os.walk(top)
+            for name in (*names, *(name for name in inside if Path(folder, name).is_symlink()))
+        )
+        return {path.relative_to(top).as_posix(): path.stat().st_size if path.is_file() else -1 for path in found}
 
     def read(self, path: str) -> bytes:
         """Return the content of a file."""
@@ -82,6 +86,11 @@ class DirectoryStore(Store):
 
         return ClipArray(shape, dtype, chunk_shape[0], read, is_mapped=math.prod(shape) > 0)
 
+    def changed_s(self) -> float:
+        """Return when a group was last put here or taken away, by the clock of the file system."""
+        folders = (self.location, self.location / "recordings", self.location / "failures")
+        return max(folder.stat().st_mtime for folder in folders if folder.exists())
+
     def aside(self) -> Path:
         """Return a new place in the folder beside the store, on the same file system."""
         return self._beside("tmp") / atomic.new_aside_name()
@@ -110,7 +119,8 @@ class DirectoryStore(Store):
     def write_metadata(self, group: str, content: bytes) -> None:
         """Replace a group's zarr.json; what is on its way lies beside the store, where a dead writer's is swept."""
         aside, target = self.aside(), self.location / group / METADATA
-        aside.parent.mkdir(parents=True, exist_ok=True)
+        for folder in (aside.parent, target.parent):
+            folder.mkdir(parents=True, exist_ok=True)
         try:
             aside.write_bytes(content)
             atomic.flush(aside)
