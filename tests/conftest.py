@@ -12,6 +12,8 @@ import pytest
 
 import avfuse  # noqa: F401  sets what must be set before any test imports torch
 
+pytest_plugins = ["s3"]  # the fixtures of a server
+
 FRAME_PX = 64
 DARK, BRIGHT = 30, 225
 every_device = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
