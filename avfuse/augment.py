@@ -5,8 +5,8 @@ Of what is away, sound is replaced by its mean over the training partition, and 
 zeros there, and the released forms, which do not, see the mean. Padding and targets are never touched.
 
 What is drawn comes from PyTorch's generator of the CPU, in the same number whatever the values are, and nothing waits
-for a GPU. Noise is drawn where the batch is, by a generator whose seed comes from there: so a training is the same
-wherever its features lie, as long as its batches are augmented on one device.
+for a GPU. Noise is drawn where the batch is, by a generator whose seed comes from there: so a training on one device is
+the same wherever its features lay before.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def augment(
     Parameters
     ----------
     batch : Batch
-        On any device; the maps of any float type.
+        On any device, its mask there or on the host; maps of any float type.
     moments : tuple of Tensor
         Of the training partition's raw features; see `Moments`.
     noise : float, at least 0

@@ -201,8 +201,7 @@ class TrainOptions:
     )
     mask_span: float = knob(
         0.0,
-        "Largest share of a window that a drawn span of clips has in training; they go without sound, others without "
-        "face.",
+        "Largest share of a window's clips that a drawn span masks in training, one of the sound and one of the face.",
         minimum=0.0,
     )
     fold: str | None = knob(

@@ -31,7 +31,10 @@ def batch_of(num_windows: int, device: str = "cpu", lengths: tuple[int, ...] = N
 
 
 def moved(batch: Batch, device: str) -> Batch:
-    return Batch(**{name: values.to(device) for name, values in fields_of(batch).items()})
+    """Return a batch on a device, its mask on the host, as training has it."""
+    return Batch(
+        **{name: values if name == "mask_BT" else values.to(device) for name, values in fields_of(batch).items()}
+    )
 
 
 def fields_of(batch: Batch) -> dict[str, Tensor]:
