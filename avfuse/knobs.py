@@ -47,8 +47,8 @@ guard, windows that must be full and labelled throughout, in the order of the re
 
 - the fp16 autocast with a gradient scaler (`amp` is fp32 or bf16);
 - the ten training videos that the release skips by name, which a corpus may leave out;
-- its hop of 1, that is 32 phases, which is ``avfuse extract --hop 1``; and its colour jitter, drawn anew for every epoch,
-  of which ``avfuse extract --views K`` keeps K - 1 draws beside the clip as it is;
+- its hop of 1, that is 32 phases, which is ``avfuse extract --hop 1``;
+- its colour jitter, new in every epoch, of which ``avfuse extract --views K`` keeps K - 1 draws beside the plain clip;
 - its choice of the epoch, by predictions that are smoothed and scored over unrated frames too.
 """
 
