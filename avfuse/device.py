@@ -1,6 +1,7 @@
 """Where the numbers are computed, and in which precision the hardware is good."""
 
 import ctypes
+import math
 import os
 import re
 import sys
@@ -10,6 +11,8 @@ import torch
 
 from avfuse.schema import UsageError
 
+_CONTAINERS = (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"))
+_DROPPED = re.compile(r"^(?:total_)?inactive_file (\d+)$", re.MULTILINE)
 _AVAILABLE = re.compile(r"^MemAvailable:\s+(\d+) kB$", re.MULTILINE)
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 
@@ -36,14 +39,20 @@ def free_bytes(device: torch.device) -> int:
     """Return how much memory of a device could be taken now, in bytes; of a CPU's, what the system calls available."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    limits: list[float] = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
     if (found := _AVAILABLE.search(_read(Path("/proc/meminfo")))) is not None:
         limits.append(1024 * int(found[1]))
-    group = Path("/sys/fs/cgroup")
-    largest, used = _read(group / "memory.max"), _read(group / "memory.current")
-    if largest.strip().isdecimal() and used.strip().isdecimal():  # a container may have less than the machine
-        limits.append(int(largest) - int(used))
-    return max(0, min(limits))
+    limits += [most - used for most, used in map(_container_bytes, _CONTAINERS)]
+    return max(0, int(min(limits)))
+
+
+def _container_bytes(files: tuple[str, str]) -> tuple[float, int]:
+    """Return how much memory this container may take, and takes; files that it has read can be dropped from it."""
+    most, used = (_read(Path("/sys/fs/cgroup") / file).strip() for file in files)
+    if not (most.isdecimal() and used.isdecimal()):
+        return math.inf, 0
+    dropped = _DROPPED.findall(_read((Path("/sys/fs/cgroup") / files[0]).with_name("memory.stat")))
+    return int(most), int(used) - max(map(int, dropped), default=0)
 
 
 def _read(path: Path) -> str:

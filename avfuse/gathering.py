@@ -24,7 +24,7 @@ from avfuse.windows import Window
 
 MAX_MAPPED_CHUNKS = 16_384  # a process may hold some 65,000 maps of files
 MAX_DECODED_BYTES = 2**28
-_AT_ONCE = 8  # recordings that are read and compared with their digests
+_AT_ONCE = 4  # recordings that are read and compared with their digests
 _SHARE_OF_DEVICE, _SHARE_OF_RAM = 0.75, 0.5  # of what is free, for maps that are held without being asked for
 
 Item = TypeVar("Item")

@@ -63,7 +63,7 @@ def train_once(
             torch.nn.utils.clip_grad_norm_(head.parameters(), options.gradient_clip)
         optimizer.step()
         num_done += len(chosen)
-        total += loss.detach() * len(chosen)
+        total += loss.detach().double() * len(chosen)
         if device.type == "cpu" or time.monotonic() - told_s > TELL_EVERY_S:
             on_step(num_done, float(loss.detach()))
             told_s = time.monotonic()

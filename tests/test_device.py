@@ -1,14 +1,17 @@
 """Devices and precisions are chosen by what the machine has."""
 
 import ctypes
+import os
 import resource
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
-from avfuse.device import choose_device, choose_precision
+from avfuse import device
+from avfuse.device import choose_device, choose_precision, free_bytes
 from avfuse.schema import UsageError
 
 
@@ -112,3 +115,42 @@ print(*(count_new_pages() for _ in range(5)))
     assert first > 0.9 * num_pages
     assert sum(later) < 0.6 * num_pages  # to fill gaps
     assert sum(new_pages("as it comes")[1:]) > 0.9 * num_pages
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({}, 5000 * 1024),
+        ({"memory.max": "max\n", "memory.current": "100\n"}, 5000 * 1024),
+        ({"memory.max": "3000000\n", "memory.current": "1000000\n"}, 2_000_000),
+        (  # files that were read can be dropped
+            {"memory.max": "3000000", "memory.current": "1000000", "memory.stat": "anon 1\ninactive_file 600000\n"},
+            2_600_000,
+        ),
+        (
+            {
+                "memory/memory.limit_in_bytes": "3000000",
+                "memory/memory.usage_in_bytes": "2900000",
+                "memory/memory.stat": "inactive_file 5\ntotal_inactive_file 100000\n",
+            },
+            200_000,
+        ),
+        ({"memory.max": "10", "memory.current": "11"}, 0),
+    ],
+)
+def test_free_memory_is_what_the_container_leaves(
+    monkeypatch: pytest.MonkeyPatch, files: dict[str, str], expected: int
+) -> None:
+    def read(path: Path) -> str:
+        if path == Path("/proc/meminfo"):
+            return "MemTotal: 9000 kB\nMemAvailable:    5000 kB\nBuffers: 1 kB\n"
+        return files.get(str(path.relative_to("/sys/fs/cgroup")), "")
+
+    monkeypatch.setattr(device, "_read", read)
+    assert free_bytes(torch.device("cpu")) == expected
+
+
+def test_free_memory_of_this_machine_is_some(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert 10**6 < free_bytes(torch.device("cpu")) <= os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    monkeypatch.setattr(device, "_read", lambda path: "")  # another system tells nothing
+    assert free_bytes(torch.device("cpu")) == os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -565,3 +565,18 @@ def test_a_fold_without_ratings_is_named(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"fold ./3, as the validation partition, of .* has no ratings of 'valence'"):
         for fold in ("1/3", "2/3", "3/3"):
             train(options(tmp_path, epochs=1, fold=fold))
+
+
+@pytest.mark.parametrize("resident", ["no", "ram", "device"])
+@pytest.mark.parametrize("compress", ["none", "zstd"])
+def test_where_the_maps_lie_changes_no_weight(tmp_path: Path, resident: str, compress: str) -> None:
+    homes = [tmp_path / "plain", tmp_path / compress]
+    for home, how in zip(homes, ("none", compress), strict=True):
+        store = FeatureCache.create(home, toy_spec(views={"count": 2}), {}, how)
+        for number, partition in enumerate(("train", "train", "validation")):
+            add_recording(store, f"{number}", partition, 30 + number, seed=number)
+    (plain,) = train(options(homes[0], epochs=2, noise=0.1, out=tmp_path / "a"))
+    (other,) = train(options(homes[1], epochs=2, noise=0.1, out=tmp_path / "b", resident=resident))
+    assert not other.was_complete
+    assert_equal_weights(plain.run, other.run)
+    assert runs.read_run(Path(plain.run)).identity == runs.read_run(Path(other.run)).identity

@@ -45,8 +45,8 @@ def add_recording(
 ) -> dict[str, np.ndarray]:
     """Add a recording in which valence shows in the map and arousal in the sound; return its arrays.
 
-    Its ratings are a random walk, or `frame_target`, with NaN where unrated. It stems from a file of its own, unless
-    `file` says that others share it.
+    Further views have maps that are higher by 1, 2, ... Its ratings are a random walk, or `frame_target`, with NaN
+    where unrated. It stems from a file of its own, unless `file` says that others share it.
     """
     rng = np.random.default_rng(seed)
     num_frames = num_clips * HOP + 3
@@ -73,12 +73,14 @@ def add_recording(
         "frame_face": rng.uniform(size=num_frames) > 0.1,
         "frame_face_probability": np.ones(num_frames, np.float32),
     }
+    half = video.astype(np.float32).astype(np.float16)
     digest = hashlib.sha256((file or name).encode()).hexdigest()
     with RecordingWriter(store, name, Source(partition, name, f"{name}.mp4", digest, None)) as writer:
         writer.begin(num_clips)
-        writer.append(video.astype(np.float32), audio.astype(np.float32))
+        views = [(half + np.float16(view)).astype(np.float32) for view in range(1, store.spec.views["count"])]
+        writer.append(video.astype(np.float32), audio.astype(np.float32), *views)
         writer.commit(arrays, fps=FPS)
-    return {**arrays, "video": video.astype(np.float32).astype(np.float16), "audio": audio.astype(np.float32)}
+    return {**arrays, "video": half, "audio": audio.astype(np.float32)}
 
 
 def toy_cache(home: Path) -> FeatureCache:

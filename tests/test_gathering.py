@@ -1,0 +1,164 @@
+"""Maps of windows, gathered from files, decoded chunks, memory or a device: always what was written, or an error."""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from toy import add_recording, toy_cache, toy_spec
+
+from avfuse import gathering
+from avfuse.cache import FeatureCache
+from avfuse.dataset import WindowedPartition
+from avfuse.encoding import decode
+from avfuse.gathering import ahead, choose_residence, each_once
+from avfuse.schema import UsageError
+
+every_residence = pytest.mark.parametrize("resident", ["no", "ram", "device"])
+CPU = torch.device("cpu")
+
+
+def decoded(partition: WindowedPartition, view: int = 0) -> list[np.ndarray]:
+    """Return the values of every recording's maps, through zarr."""
+    found = []
+    for item in partition.recordings:
+        name = f"video_{view}" if view else "video"
+        found.append(decode(item.array(name), item.scale()).numpy())
+    return found
+
+
+@every_residence
+@pytest.mark.parametrize("dtype", ["float16", "uint8"])
+@pytest.mark.parametrize("compress", ["none", "zstd"])
+def test_batches_hold_the_stored_values(tmp_path: Path, resident: str, dtype: str, compress: str) -> None:
+    spec = toy_spec(storage={"dtype": dtype, "maps": "whole"})
+    store = FeatureCache.create(tmp_path, spec, {}, compress)
+    for number, num_clips in enumerate((70, 9, 530)):  # windows cross the borders of chunks, and are padded
+        add_recording(store, f"{number}", "train", num_clips, seed=number)
+    partition = WindowedPartition(store, "train", 16, 32, resident=resident)
+    values = decoded(partition)
+    order = np.random.default_rng(0).permutation(len(partition.windows)).tolist()
+    seen = []
+    for places, batch in partition.batches(order, 7):
+        time.sleep(0.002)  # the next batch is gathered meanwhile, elsewhere
+        assert batch.video_BTCHW.dtype == (torch.float16 if dtype == "float16" else torch.float32)
+        for row, place in enumerate(places):
+            window = partition.windows[place]
+            expected = values[window.recording][window.clips]
+            np.testing.assert_array_equal(batch.video_BTCHW[row, : window.count].float().numpy(), expected)
+            assert batch.mask_BT[row].tolist() == [True] * window.count + [False] * (16 - window.count)
+            assert batch.video_BTCHW.isfinite().all()
+        counts = [partition.windows[place].count for place in places]
+        assert counts == sorted(counts, reverse=True)
+        seen += places
+    assert sorted(seen) == sorted(order)
+
+
+@every_residence
+def test_each_window_has_its_view(tmp_path: Path, resident: str) -> None:
+    store = FeatureCache.create(tmp_path, toy_spec(views={"count": 3}), {})
+    arrays = add_recording(store, "a", "train", 40, seed=0)
+    partition = WindowedPartition(store, "train", 4, 32, num_views=3, resident=resident)
+    views = [place % 3 for place in range(len(partition.windows))]
+    for places, batch in partition.batches(range(len(partition.windows)), 5, views):
+        for row, place in enumerate(places):
+            window = partition.windows[place]
+            expected = arrays["video"][window.clips] + np.float16(views[place])
+            np.testing.assert_array_equal(batch.video_BTCHW[row, : window.count].numpy(), expected)
+    first = partition.batch([0])
+    np.testing.assert_array_equal(first.video_BTCHW[0].numpy(), arrays["video"][partition.windows[0].clips])
+
+
+@every_residence
+def test_few_chunks_are_kept_and_read_again(tmp_path: Path, resident: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gathering, "MAX_MAPPED_CHUNKS", 1)
+    partition = WindowedPartition(toy_cache(tmp_path), "train", 16, 32, resident=resident)
+    values = decoded(partition)
+    for places, batch in partition.batches(range(len(partition.windows)), 3):
+        for row, place in enumerate(places):
+            window = partition.windows[place]
+            expected = values[window.recording][window.clips]
+            np.testing.assert_array_equal(batch.video_BTCHW[row, : window.count].numpy(), expected)
+
+
+@every_residence
+@pytest.mark.parametrize("compress", ["none", "zstd"])
+def test_a_changed_byte_is_an_error_before_the_first_batch(tmp_path: Path, resident: str, compress: str) -> None:
+    store = FeatureCache.create(tmp_path, toy_spec(), {}, compress)
+    add_recording(store, "a", "train", 40, seed=0)
+    (chunk,) = (path for path in (Path(store.path) / "recordings" / "a" / "video" / "c").rglob("*") if path.is_file())
+    content = bytearray(chunk.read_bytes())
+    content[1000] ^= 1
+    chunk.write_bytes(content)
+    with pytest.raises(UsageError, match=r"recordings/a/video is damaged; see what is wrong with: avfuse cache verify"):
+        WindowedPartition(store, "train", 16, 32, resident=resident)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "free", "is_mapped", "expected"),
+    [
+        ("no", 0, False, "no"),
+        ("auto", 1000, True, "no"),
+        ("auto", 1000, False, "ram"),
+        ("auto", 150, False, "no"),
+        ("ram", 100, True, "ram"),
+        ("device", 100, False, "device"),
+    ],
+)
+def test_maps_are_held_where_they_fit(
+    monkeypatch: pytest.MonkeyPatch, wanted: str, free: int, is_mapped: bool, expected: str
+) -> None:
+    monkeypatch.setattr(gathering, "free_bytes", lambda device: free)
+    assert choose_residence(wanted, 100, is_mapped, CPU) == expected
+
+
+@pytest.mark.parametrize(("free", "expected"), [(200, "device"), (120, "ram")])
+def test_a_gpu_is_taken_where_maps_fit(monkeypatch: pytest.MonkeyPatch, free: int, expected: str) -> None:
+    monkeypatch.setattr(gathering, "free_bytes", lambda device: free if device.type == "cuda" else 1000)
+    assert choose_residence("auto", 100, False, torch.device("cuda")) == expected
+
+
+@pytest.mark.parametrize("wanted", ["ram", "device"])
+def test_what_does_not_fit_is_refused(monkeypatch: pytest.MonkeyPatch, wanted: str) -> None:
+    monkeypatch.setattr(gathering, "free_bytes", lambda device: 2_000_000_000)
+    with pytest.raises(UsageError, match=rf"--resident {wanted}: the maps take 2.50 GB, and 2.00 GB are free; take"):
+        choose_residence(wanted, 2_500_000_000, True, CPU)
+
+
+def test_what_is_made_ahead_comes_in_order_and_no_more_than_one_is_ahead() -> None:
+    made: list[int] = []
+
+    def make() -> Iterator[int]:
+        for number in range(1, 6):
+            made.append(number)
+            yield number
+
+    for number in ahead(make()):
+        time.sleep(0.002)
+        assert len(made) <= number + 1
+    assert made == [1, 2, 3, 4, 5]
+
+
+def test_an_error_ahead_is_raised_in_its_place() -> None:
+    def make() -> Iterator[int]:
+        yield 1
+        raise ValueError("of the second")
+
+    items = ahead(make())
+    assert next(items) == 1
+    with pytest.raises(ValueError, match="of the second"):
+        next(items)
+
+
+def test_the_first_error_is_that_of_the_first_item() -> None:
+    def act(number: int) -> int:
+        if number > 2:
+            time.sleep(0.02 / number)
+            raise ValueError(f"of {number}")
+        return 2 * number
+
+    assert each_once(act, [0, 1, 2]) == [0, 2, 4]
+    with pytest.raises(ValueError, match="of 3"):
+        each_once(act, range(9))

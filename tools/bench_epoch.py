@@ -1,0 +1,193 @@
+"""Time an epoch of training from the feature cache, and the same epoch with the frozen encoders in its loop.
+
+Both sides train the same head by the same code on the same number of windows; they differ in where a batch comes from:
+out of a cache of random features, or out of the encoders, which see random crops and sound that lie in memory. So the
+second side is spared decoding and face detection, which a training without a cache repeats as well. The encoders are
+those of `avfuse extract`, in the arithmetic of the head: float32 for float32, bfloat16 for autocast.
+
+Waiting is the time that the training loop spends asking for the next batch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import avfuse  # noqa: F401  sets what must be set before torch is imported
+
+# isort: split
+import torch
+from bench_cache import NUM_CLIPS, SPACING, make_cache
+from machine import describe_machine
+
+from avfuse import checkpoint, media, registry
+from avfuse.dataset import WindowedPartition
+from avfuse.device import choose_device, keep_freed_memory
+from avfuse.encoders import Encoder
+from avfuse.faces import CROP_PX
+from avfuse.moments import feature_moments
+from avfuse.options import TrainOptions
+from avfuse.passes import train_once
+from avfuse.schema import Batch, ReportTable
+from avfuse.terminal import print_json, print_table
+
+ENCODED_AT_ONCE = 8  # clips per forward pass, as avfuse extract has it
+SOUND_SAMPLES = round(media.SOUND_INTERVALS / 30 * media.SAMPLE_RATE_HZ)  # about a second, at 30 frames a second
+
+
+class WithEncoders:
+    """The windows of a partition whose features are computed anew for every batch."""
+
+    def __init__(self, partition: WindowedPartition, precision: str) -> None:
+        self.partition, self.num_views, self.device = partition, 1, partition.device
+        generator = torch.Generator().manual_seed(0)
+        shape = (ENCODED_AT_ONCE, media.CLIP_FRAMES, CROP_PX, CROP_PX, 3)
+        self._crops = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8).to(self.device)
+        self._sound = torch.rand(ENCODED_AT_ONCE, SOUND_SAMPLES, generator=generator).sub(0.5).to(self.device)
+        self._video, self._audio = (self._encoder(name, precision) for name in ("r3d", "spectrogram_resnet"))
+
+    def _encoder(self, name: str, precision: str) -> Encoder:
+        encoder: Encoder = registry.load("encoder", name)("random:0")
+        encoder.place(self.device, precision)
+        return encoder
+
+    def batches(self, places: Sequence[int], size: int, views: Any = None) -> Iterator[tuple[Sequence[int], Batch]]:
+        """Yield batches as the partition does, with features of the encoders."""
+        for chosen, batch in self.partition.batches(places, size, views):
+            num_clips = batch.mask_BT.numel()
+            with torch.inference_mode():
+                parts = range(0, num_clips, ENCODED_AT_ONCE)
+                video = torch.cat([self._video(self._crops) for _ in parts])[:num_clips]
+                audio = torch.cat([self._audio(self._sound) for _ in parts])[:num_clips]
+            batch.video_BTCHW = video.reshape(batch.video_BTCHW.shape).clone()
+            batch.audio_BTA = audio.reshape(batch.audio_BTA.shape).clone()
+            yield chosen, batch
+
+
+class Watched:
+    """A partition that counts the seconds in which its next batch is waited for."""
+
+    def __init__(self, partition: WindowedPartition) -> None:
+        self.partition, self.num_views, self.device = partition, partition.num_views, partition.device
+        self.waited_s = 0.0
+
+    def batches(self, places: Sequence[int], size: int, views: Any = None) -> Iterator[tuple[Sequence[int], Batch]]:
+        """Yield the partition's batches."""
+        inner = self.partition.batches(places, size, views)
+        while True:
+            started_s = time.perf_counter()
+            item = next(inner, None)
+            self.waited_s += time.perf_counter() - started_s
+            if item is None:
+                return
+            yield item
+
+
+def make_epoch(
+    cache: Any, partition: WindowedPartition, head_name: str, amp: str, batch_size: int
+) -> Callable[[Any], float]:
+    """Return what trains an epoch on batches of a source, and gives its seconds."""
+    torch.manual_seed(0)
+    sizes = {"audio_size": cache.spec.audio_shape[0], "video_size": cache.spec.video_shape[0]}
+    arguments = {"targets": ["valence", "arousal"], **sizes, "map_size": cache.spec.video_shape[1]}
+    head = checkpoint.build_head(head_name, {**arguments, "num_clips": NUM_CLIPS})
+    moments = feature_moments(partition)
+    head.standardise(*moments)
+    head.to(partition.device)
+    optimizer = torch.optim.Adam(head.parameters(), lr=1e-4, fused=True)
+    options = TrainOptions(head=head_name, amp=amp, batch_size=batch_size)
+    places = torch.randperm(len(partition.windows)).tolist()
+
+    def epoch(source: Any) -> float:
+        started_s = time.perf_counter()
+        train_once(head, optimizer, source, places, moments, options, lambda done, loss: None)
+        return time.perf_counter() - started_s
+
+    return epoch
+
+
+def measure(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the seconds of epochs, their ratios and the shares of waiting."""
+    keep_freed_memory()
+    device = choose_device(arguments.device)
+    rows = []
+    with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
+        cache = make_cache(Path(name), arguments.recordings, arguments.clips)
+        partition = WindowedPartition(cache, "train", NUM_CLIPS, SPACING, resident=arguments.resident, device=device)
+        for head in arguments.head:
+            for amp, precision in (("off", "fp32"), ("bf16", "bf16")):
+                epoch = make_epoch(cache, partition, head, amp, arguments.batch_size)
+                epoch(partition)  # warms up
+                cached_s, waiting = [], []
+                for _ in range(arguments.epochs):
+                    watched = Watched(partition)
+                    cached_s.append(epoch(watched))
+                    waiting.append(watched.waited_s / cached_s[-1])
+                row = {
+                    "head": head,
+                    "precision": precision,
+                    "cached_s": statistics.median(cached_s),
+                    "waiting_share": statistics.median(waiting),
+                }
+                if not arguments.no_encoders:
+                    row["with_encoders_s"] = epoch(WithEncoders(partition, precision))
+                    row["ratio"] = row["with_encoders_s"] / row["cached_s"]
+                rows.append(row)
+    ratios = [row["ratio"] for row in rows if "ratio" in row]
+    return {
+        "epoch_ratio": min(ratios) if ratios else None,
+        "waiting_share": max(row["waiting_share"] for row in rows),
+        "epochs": rows,
+        "num_clips": arguments.recordings * arguments.clips,
+        "num_windows": len(partition.windows),
+        "batch_size": arguments.batch_size,
+        "resident": arguments.resident,
+        "machine": describe_machine(),
+    }
+
+
+def main() -> None:
+    """Print the table, or one object."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--recordings", type=int, default=4)
+    parser.add_argument("--clips", type=int, default=256, help="clips of each recording")
+    parser.add_argument("--head", action="append", help="a fusion head; may be given several times")
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--epochs", type=int, default=5, help="epochs from the cache, of which the median counts")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--resident", choices=("no", "ram", "device"), default="no")
+    parser.add_argument("--no-encoders", action="store_true", help="time the cache alone")
+    parser.add_argument("--folder", type=Path, help="where the temporary files go")
+    parser.add_argument("--json", action="store_true", help="print one object for other programs")
+    arguments = parser.parse_args()
+    arguments.head = arguments.head or ["recursive_joint_attention"]
+    found = measure(arguments)
+    if arguments.json:
+        print_json(found)
+        return
+    columns = ("head", "arithmetic", "from the cache, s", "waiting", "with encoders, s", "ratio")
+    rows = tuple(
+        (
+            row["head"],
+            row["precision"],
+            f"{row['cached_s']:.2f}",
+            f"{100 * row['waiting_share']:.1f} %",
+            f"{row['with_encoders_s']:.1f}" if "ratio" in row else "-",
+            f"{row['ratio']:.0f}" if "ratio" in row else "-",
+        )
+        for row in found["epochs"]
+    )
+    title = (
+        f"An epoch of {found['num_clips']:,} clips, {found['num_windows']:,} windows, batches of {found['batch_size']}"
+    )
+    print_table(ReportTable(title, columns, rows, (), (found["machine"], f"resident: {found['resident']}")))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,25 @@
+"""What a figure was measured on: processor, cores, graphics card and versions."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+
+def describe_machine(packages: tuple[str, ...] = ("torch", "numpy", "zarr")) -> str:
+    """Return the machine and the versions in one line."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    model = next(
+        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine()
+    )
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cards = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())] or ["no GPU"]
+    versions = ", ".join(f"{name} {version(name)}" for name in packages)
+    return f"{model}, {cores} cores, {', '.join(cards)}; Python {platform.python_version()}, {versions}"
