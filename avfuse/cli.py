@@ -1,8 +1,8 @@
 """The door: the commands behind one name, exit codes and signals.
 
-Exit codes: 0 done, 1 the machine failed, 2 wrong usage, 3 done but some recordings could not be used, 4 an audit found
-problems, 130 interrupted, 143 terminated. Results go to standard output, progress and messages to standard error;
-``--json`` gives one object on standard output instead of tables.
+Exit codes: 0 done, 1 the machine failed, 2 wrong usage, 3 done but some recordings could not be used, 4 problems were
+found, by an audit or in a cache, 130 interrupted, 143 terminated. Results go to standard output, progress and messages
+to standard error; ``--json`` gives one object on standard output instead of tables.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from avfuse.commands.report import report
 from avfuse.schema import UsageError
 from avfuse.terminal import set_up_logging
 
-_BEGIN_ANEW = {"audit", "predict", "report"}  # commands that keep nothing when they are stopped
+_BEGIN_ANEW = ("audit", "predict", "report", "cache verify", "cache info", "cache diff")  # keep nothing when stopped
 _BY_SIGNAL = (128 + signal.SIGINT, 128 + signal.SIGTERM)
 
 
@@ -67,7 +67,8 @@ def main() -> NoReturn:
         sys.exit(EXIT_USAGE)
     except SystemExit as leaving:  # said here, where no progress is shown any more that could wipe it away
         if leaving.code in _BY_SIGNAL:
-            begins_anew = next((word for word in sys.argv[1:] if word[:1] != "-"), "") in _BEGIN_ANEW
+            command = " ".join([word for word in sys.argv[1:] if word[:1] != "-"][:2])
+            begins_anew = command.startswith(_BEGIN_ANEW)
             kept = "" if begins_anew else "; what was finished is kept, and the same command goes on from there"
             click.echo(f"stopped{kept}", err=True)
         raise

@@ -23,13 +23,18 @@ from avfuse.verification import Verification, verify_store
 SCRIPT = Path(__file__).parents[1] / "tools" / "damage_cache.py"
 
 
-@pytest.fixture(scope="module")
-def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    cache = FeatureCache.create(tmp_path_factory.mktemp("original"), toy_spec(), {"weights": "none"})
+def make_store(home: Path) -> Path:
+    """Make a store of two recordings and a failure; return where it lies."""
+    cache = FeatureCache.create(home, toy_spec(), {"weights": "none"})
     for number, name in enumerate(("a", "b/c")):
         add_recording(cache, name, "train", 9, seed=number)
     cache.record_failure(Failure("d/e", "unreadable", "it was not to be read"))
     return Path(cache.path)
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_store(tmp_path_factory.mktemp("original"))
 
 
 @pytest.fixture

@@ -65,8 +65,9 @@ def _parameter(field: dataclasses.Field[Any], hint: Any) -> Callable[[Callable[.
     multiple = typing.get_origin(hint) is tuple
     kind = _click_type(field, hint)
     if field.metadata["argument"]:
+        required = field.default is dataclasses.MISSING
         return click.argument(
-            field.name, metavar=field.metadata["argument"], type=kind, nargs=-1 if multiple else 1, required=True
+            field.name, metavar=field.metadata["argument"], type=kind, nargs=-1 if multiple else 1, required=required
         )
     flag = field.metadata["flag"] or f"--{field.name.replace('_', '-')}"
     if kind is bool:

@@ -1,0 +1,176 @@
+"""What a folder of feature caches holds that nobody needs any more: found first, removed when it is said so.
+
+That is what dead writers left, what was set aside as damaged, stores of a format that this avfuse no longer reads, and
+where it is asked for, stores that another of the same data set has superseded. What a living writer is at stays, what a
+writer of another machine may be at too, and no link is followed.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import stat
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from avfuse import atomic
+from avfuse.cache import features_folder, open_store
+from avfuse.cache_options import CacheCollectOptions
+from avfuse.options import cache_home
+from avfuse.schema import UsageError
+from avfuse.sealed import SEAL, read_attributes, read_sealed
+from avfuse.spec import FORMAT_VERSION, tell_differences
+
+log = logging.getLogger(__name__)
+
+UNFINISHED, DAMAGED, OLD, SUPERSEDED = "unfinished", "damaged", "old format", "superseded"
+
+
+@dataclass(frozen=True)
+class Leftover:
+    """Something that may be removed, or is kept: where it is, of what kind, why, and how many bytes it takes."""
+
+    path: str
+    kind: str
+    reason: str
+    num_bytes: int
+
+
+@dataclass(frozen=True)
+class Leftovers:
+    """What may be removed from a folder, and what of these kinds is kept all the same."""
+
+    place: str
+    found: tuple[Leftover, ...]
+    kept: tuple[Leftover, ...]
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes that removing it would free."""
+        return sum(item.num_bytes for item in self.found)
+
+
+def find_leftovers(options: CacheCollectOptions) -> Leftovers:
+    """Look for what nobody needs any more; nothing is removed.
+
+    Raises
+    ------
+    UsageError
+        If the place is not a folder of this machine that holds features.
+    """
+    home = cache_home(options.place)
+    if not isinstance(home, Path):
+        raise UsageError(f"{home} is on a server; this removes what lies in a folder of this machine")
+    features = Path(features_folder(home))
+    if not features.is_dir():
+        raise UsageError(f"{home} holds no features; give the folder that holds {features.name}/")
+    entries = sorted(path for path in features.resolve().iterdir() if not path.is_symlink())
+    found: list[Leftover] = []
+    kept: list[Leftover] = []
+    for path in entries:
+        if path.suffix in (".tmp", ".damaged") and path.is_dir():
+            for inside in sorted(path.iterdir()):
+                is_kept, leftover = _look_inside(inside, path.suffix)
+                (kept if is_kept else found).append(leftover)
+        elif path.is_file() and atomic.is_left_behind(path.name):
+            found.append(_leftover(path, UNFINISHED, "its writer has ended"))
+    for path, kind, reason in _find_stores([path for path in entries if path.suffix == ".zarr"]):
+        is_offered = kind == OLD or options.superseded
+        if is_offered and not _is_busy(path):
+            found.append(_leftover(path, kind, reason))
+        else:
+            why = "a writer may be at it" if is_offered else "remove it with --superseded"
+            kept.append(_leftover(path, kind, f"{reason}; {why}"))
+    return Leftovers(str(features), tuple(found), tuple(kept))
+
+
+def remove_leftovers(found: Sequence[Leftover]) -> int:
+    """Remove what was found, unless a writer has come to it since; return how many bytes it took.
+
+    Raises
+    ------
+    OSError
+        If something cannot be removed.
+    """
+    num_bytes = 0
+    for item in found:
+        path = Path(item.path)
+        is_store = item.kind in (OLD, SUPERSEDED)
+        if _is_busy(path) if is_store else item.kind == UNFINISHED and not atomic.is_left_behind(path.name):
+            log.warning("%s stays: a writer is at it", path)
+            continue
+        if is_store:
+            away = open_store(path).aside()
+            away.mkdir(parents=True)
+            path = path.rename(away / path.name)  # at once, so that nobody sees half a store
+            shutil.rmtree(away)
+        elif path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+        num_bytes += item.num_bytes
+        _remove_empty(Path(item.path), is_store)
+    return num_bytes
+
+
+def _look_inside(path: Path, suffix: str) -> tuple[bool, Leftover]:
+    """Return whether something beside a store is kept, and what it is."""
+    if suffix == ".damaged":
+        return False, _leftover(path, DAMAGED, "set aside by a repair")
+    if atomic.is_left_behind(path.name):
+        return False, _leftover(path, UNFINISHED, "its writer has ended")
+    return True, _leftover(path, UNFINISHED, "a writer is at it, or is of another machine")
+
+
+def _find_stores(paths: Sequence[Path]) -> Iterator[tuple[Path, str, str]]:
+    """Yield the stores of an older format, and those that another of the same data set has superseded, with reasons."""
+    current: dict[str, list[tuple[float, Path]]] = {}
+    settings = {}
+    for path in paths:
+        store = open_store(path)
+        content = store.metadata("")
+        attributes = read_attributes(content) or {}
+        spec = attributes.get("spec")
+        if not isinstance(spec, dict) or (SEAL in attributes and not read_sealed(content)):
+            continue  # damaged: nobody can tell what it is
+        version = spec.get("format_version")
+        if isinstance(version, int) and version < FORMAT_VERSION:
+            yield path, OLD, f"format version {version}; this avfuse reads {FORMAT_VERSION}"
+        elif version == FORMAT_VERSION and SEAL in attributes:
+            settings[path] = spec
+            current.setdefault(str(spec["dataset"]), []).append((store.changed_s() or 0.0, path))
+    for stores in current.values():
+        _, last = max(stores)
+        for _, path in sorted(stores):
+            if path != last:
+                told = tell_differences(settings[path], settings[last], ("here", "there"))
+                yield path, SUPERSEDED, f"{last.name} was changed later ({told})"
+
+
+def _is_busy(store: Path) -> bool:
+    """Whether something is being written beside a store, or may be by another machine."""
+    beside = store.with_suffix(".tmp")
+    return beside.is_dir() and not all(atomic.is_left_behind(path.name) for path in beside.iterdir())
+
+
+def _leftover(path: Path, kind: str, reason: str) -> Leftover:
+    return Leftover(str(path), kind, reason, _count_bytes(path))
+
+
+def _count_bytes(path: Path) -> int:
+    """Return the bytes of a file, or of those in a folder; links count nothing and lead nowhere."""
+    walked = () if path.is_symlink() else os.walk(path)
+    places = [path, *(Path(folder, name) for folder, _, names in walked for name in names)]
+    found = [place.lstat() for place in places]
+    return sum(status.st_size for status in found if stat.S_ISREG(status.st_mode))
+
+
+def _remove_empty(path: Path, is_store: bool) -> None:
+    """Remove the folders beside a store that hold nothing any more; that of writers only once the store is gone."""
+    folders = [path.with_suffix(".tmp"), path.with_suffix(".damaged")] if is_store else [path.parent]
+    for folder in folders:
+        is_needed = folder.suffix == ".tmp" and folder.with_suffix(".zarr").exists()
+        if folder.suffix in (".tmp", ".damaged") and folder.is_dir() and not is_needed and not any(folder.iterdir()):
+            folder.rmdir()

@@ -1,0 +1,187 @@
+"""Upkeep: what is damaged is set aside, so that the rest verifies and the next extraction makes just that anew."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+from conftest import beep, write_video
+from test_verification import CASES, flip, make_store
+from toy import add_recording, toy_spec
+
+from avfuse import registry
+from avfuse.cache import FeatureCache
+from avfuse.cache_options import CacheRepairOptions, CacheVerifyOptions
+from avfuse.extract import ExtractSummary, extract
+from avfuse.options import ExtractOptions
+from avfuse.schema import Failure, UsageError
+from avfuse.stores.directory import DirectoryStore
+from avfuse.upkeep import RepairSummary, repair, verify
+from avfuse.verification import Verification
+
+
+def checked(store: Path, **arguments: Any) -> Verification:
+    return verify(CacheVerifyOptions(store=store, **arguments))
+
+
+def mended(store: Path) -> RepairSummary:
+    return repair(CacheRepairOptions(store=store))
+
+
+def files_of(store: Path) -> dict[str, bytes]:
+    return {file.relative_to(store).as_posix(): file.read_bytes() for file in store.rglob("*") if file.is_file()}
+
+
+def group_of_file(file: str) -> str:
+    return "/".join(file.split("/")[:2])
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_store(tmp_path_factory.mktemp("original"))
+
+
+@pytest.fixture
+def path(original: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(original, tmp_path / original.name))
+
+
+@pytest.mark.parametrize("case", list(CASES))
+def test_what_is_left_after_a_repair_is_as_it_was_written(path: Path, case: str) -> None:
+    before = files_of(path)
+    CASES[case][0](path)
+    damaged, num_damages = files_of(path), len(checked(path).damages)
+    summary = mended(path)
+    left = checked(path).damages
+    assert summary.num_damages == num_damages > 0
+    assert summary.needs_root == any(item.file == "zarr.json" and not item.group for item in left)
+    assert [item.path for item in left] == (["zarr.json"] if summary.needs_root else [])
+    after = files_of(path)
+    assert after.items() <= before.items()  # nothing was changed, something may be gone
+    touched = {
+        group_of_file(file) for file, content in {**before, **damaged}.items() if damaged.get(file) != before.get(file)
+    }
+    assert {group_of_file(file) for file in before.keys() - after.keys()} <= touched
+    for removal in summary.removals:
+        place = Path(removal.place)
+        assert place.exists() or place.is_symlink()
+        assert place.parent == path.with_suffix(".damaged")
+    again = mended(path)
+    assert (again.removals, again.recordings) == ((), ())
+
+
+def test_a_file_that_does_not_belong_there_costs_no_features(path: Path) -> None:
+    (path / "recordings/a/video/c/0/0/0/1").write_bytes(b"mine")
+    (path / "recordings/a/notes.txt").touch()
+    summary = mended(path)
+    assert summary.recordings == ()
+    assert sorted(item.path for item in summary.removals) == ["recordings/a/notes.txt", "recordings/a/video/c/0/0/0/1"]
+    assert {Path(item.place).read_bytes() for item in summary.removals} == {b"mine", b""}
+    assert checked(path).damages == ()
+
+
+def test_a_store_in_order_is_left_alone(path: Path) -> None:
+    before = files_of(path.parent)
+    summary = mended(path)
+    assert (summary.num_damages, summary.removals, summary.recordings, summary.needs_root) == (0, (), (), False)
+    assert files_of(path.parent) == before
+
+
+def test_a_recording_that_was_replaced_meanwhile_stays(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = path.parent / "whole"
+    shutil.copytree(path / "recordings/a", whole)
+    flip(path / "recordings/a/audio/c/0/0")
+    prepare = DirectoryStore.prepare
+
+    def replace(store: DirectoryStore) -> list[str]:
+        shutil.rmtree(path / "recordings/a")
+        shutil.copytree(whole, path / "recordings/a")
+        return prepare(store)
+
+    monkeypatch.setattr(DirectoryStore, "prepare", replace)
+    summary = mended(path)
+    assert (summary.num_damages, summary.removals) == (1, ())
+    assert checked(path).damages == ()
+
+
+def test_a_store_that_cannot_be_written_to_says_so(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flip(path / "recordings/a/audio/c/0/0")
+
+    def refuse(store: DirectoryStore) -> list[str]:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(DirectoryStore, "prepare", refuse)
+    message = r"\.zarr is damaged \(1 findings\), and nothing can be set aside there: Permission denied$"
+    with pytest.raises(UsageError, match=message):
+        mended(path)
+
+
+def test_some_recordings_alone_are_checked(path: Path) -> None:
+    flip(path / "recordings/a/audio/c/0/0")
+    assert checked(path, recording=("b/c",)).damages == ()
+    assert [item.recording for item in checked(path, recording=("b/c", "a")).damages] == ["a"]
+    with pytest.raises(UsageError, match=r"holds no recording c, d; see: avfuse cache info"):
+        checked(path, recording=("a", "c", "d"))
+
+
+def test_a_store_is_found_without_its_root_and_by_the_folder_that_holds_it(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="holds no features; make them with"):
+        checked(tmp_path)
+    cache = FeatureCache.create(tmp_path, toy_spec(), {})
+    add_recording(cache, "a", "train", 9, seed=0)
+    cache.record_failure(Failure("b", "unreadable", ""))
+    (Path(cache.path) / "zarr.json").unlink()
+    for place in (tmp_path, Path(cache.path)):
+        assert [item.path for item in checked(place).damages] == ["zarr.json"]
+    FeatureCache.create(tmp_path, toy_spec(), {})
+    assert checked(tmp_path).damages == ()
+
+
+@pytest.fixture
+def corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], ExtractSummary]:
+    """Make a corpus of three recordings and one that cannot be read; return what extracts it."""
+    for name, row in tiny.ENCODERS.items():
+        monkeypatch.setitem(registry.ENCODERS, name, row)
+    root = tmp_path / "root"
+    root.mkdir()
+    for number, name in enumerate("abc"):
+        image = np.full((64, 64, 3), 80 + 40 * number, np.uint8)
+        write_video(root / f"{name}.mp4", np.arange(40) / 25, lambda i, image=image: image, beep(0.5, 1.8))
+    (root / "d.mp4").write_bytes(b"no video")
+    options = ExtractOptions(
+        root=root,
+        corpus="folder",
+        cache=tmp_path / "cache",
+        video_encoder="tiny_video",
+        audio_encoder="tiny_audio",
+        video_weights="none",
+        audio_weights="none",
+        device="cpu",
+        precision="fp32",
+        min_face_px=60,
+    )
+    return lambda: extract(options)
+
+
+def test_the_next_extraction_makes_anew_what_was_damaged_and_nothing_else(
+    tmp_path: Path, corpus: Callable[[], ExtractSummary]
+) -> None:
+    store = Path(corpus().store)
+    before = files_of(store)
+    flip(store / "recordings/b/video/c/0/0/0/0")
+    (store / "recordings/c/zarr.json").unlink()
+    (store / "recordings/a/stray").touch()
+    flip(store / "zarr.json", 40)
+    flip(store / "failures/d/zarr.json", 40)
+    with pytest.raises(UsageError, match="were altered after it was made and are damaged"):
+        corpus()
+    summary = mended(store)
+    assert (summary.recordings, summary.needs_root) == (("b", "c"), True)
+    assert [item.path for item in checked(tmp_path / "cache").damages] == ["zarr.json"]
+    again = corpus()
+    assert (again.num_extracted, again.num_present, len(again.failures)) == (2, 1, 1)
+    assert files_of(store) == before
+    assert checked(store).damages == ()
