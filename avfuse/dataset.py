@@ -19,7 +19,7 @@ from torch import Tensor
 from avfuse.cache import FeatureCache
 from avfuse.cached import CachedRecording
 from avfuse.encoding import from_bytes
-from avfuse.gathering import ResidentMaps, StreamedMaps, choose_residence
+from avfuse.gathering import ResidentMaps, StreamedMaps, choose_residence, each_once
 from avfuse.metrics import NUM_SUMS, Sums, gather
 from avfuse.partitions import fold_by_subject
 from avfuse.schema import Batch, Predictions, UsageError
@@ -116,12 +116,14 @@ class WindowedPartition:
         """Read the small features of all clips, with a row for padding behind them; `span` is that of the labels."""
         items = self.recordings
         self.num_rows = sum(item.num_clips for item in items)
-        self._audio_NA = self._rows([item.array("audio") for item in items], 0.0)
-        self._face_N = self._rows([item.array("face_share") for item in items], 0.0)
-        labels = [_last_label(item, span) if span else self._of_targets(item.array("target")) for item in items]
-        self._target_NE = self._rows(labels, np.nan)
+        self._audio_NA = self._rows(each_once(lambda item: item.array("audio"), items), 0.0)
+        self._face_N = self._rows(each_once(lambda item: item.array("face_share"), items), 0.0)
+        self._target_NE = self._rows(each_once(lambda item: self._labels(item, span), items), np.nan)
         scales = [scale for item in items if (scale := item.scale())]
         self._scales = [torch.from_numpy(np.stack(values)).to(self.device) for values in zip(*scales, strict=True)]
+
+    def _labels(self, item: CachedRecording, span: int) -> npt.NDArray[np.float32]:
+        return _last_label(item, span) if span else self._of_targets(item.array("target"))
 
     def _rows(self, arrays: Sequence[npt.NDArray[np.float32]], padding: float) -> Tensor:
         end = np.full((1, *arrays[0].shape[1:]), padding, np.float32)
@@ -281,16 +283,20 @@ class WindowedPartition:
     @cached_property
     def _clocks(self) -> list[tuple[CachedRecording, npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[np.float32]]]:
         """Each recording with the times of its frames and of its clips' ends, and its frames' targets; read once."""
-        return [
-            (item, item.array("frame_time_s"), item.array("end_time_s"), self._of_targets(item.array("frame_target")))
-            for item in self.recordings
-        ]
+
+        def read(
+            item: CachedRecording,
+        ) -> tuple[CachedRecording, npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[np.float32]]:
+            target_FE = self._of_targets(item.array("frame_target"))
+            return item, item.array("frame_time_s"), item.array("end_time_s"), target_FE
+
+        return each_once(read, self.recordings)
 
 
 def find_residence(cache: FeatureCache, wanted: str, device: torch.device, partitions: Collection[str]) -> str:
     """Return where the maps of some partitions, in all their views, are held; see `choose_residence`."""
     items = [item for item in cache.recordings() if item.source.partition in partitions]
-    views = [item.view(number) for item in items for number in range(item.num_views)]
+    views = each_once(lambda pair: pair[0].view(pair[1]), [(item, i) for item in items for i in range(item.num_views)])
     num_bytes, is_mapped = sum(view.num_bytes for view in views), all(view.is_mapped for view in views)
     residence = choose_residence(wanted, num_bytes, is_mapped, device)
     log.info("%.2f GB of maps, resident: %s", num_bytes / 1e9, residence)

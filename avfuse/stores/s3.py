@@ -30,7 +30,7 @@ from avfuse.schema import UsageError
 from avfuse.stores import METADATA, Store
 from avfuse.stores._bucket import Bucket
 
-AT_ONCE = 16  # requests under way
+SHORT_AT_ONCE, LONG_AT_ONCE = 32, 8  # requests under way, for a few bytes or a file that memory must hold
 MAX_ATTEMPTS = 6  # to write a group that others write too
 
 Item = TypeVar("Item")
@@ -66,7 +66,7 @@ class S3Store(Store):
     def metadata_below(self, parent: str) -> dict[str, bytes | None]:
         """Return the metadata of every group in a group, many asked for at once."""
         groups = self.groups(parent)
-        return dict(zip(groups, each(self.metadata, groups), strict=True))
+        return dict(zip(groups, each(self.metadata, groups, SHORT_AT_ONCE), strict=True))
 
     def survey(self, parent: str) -> dict[str, tuple[bytes | None, dict[str, int] | None]]:
         """Return metadata and files of every group in a group; a thousand files are listed by one request."""
@@ -158,7 +158,8 @@ class S3Store(Store):
         """Copy a group or a key to the prefix of what was damaged, on the server, then remove it."""
         place = _join(self._beside("damaged"), f"{PurePosixPath(path).name}-{atomic.new_aside_name()}")
         files = self.files(path)
-        each(lambda file: self._bucket.copy(self._key(path, file), _join(place, file)), sorted(files) or [""])
+        sources = sorted(files) or [""]
+        each(lambda file: self._bucket.copy(self._key(path, file), _join(place, file)), sources, SHORT_AT_ONCE)
         if files:
             self.remove(path)
         else:
@@ -184,8 +185,11 @@ class S3Store(Store):
     def _upload(self, group: str, files: dict[str, Path]) -> dict[str, str]:
         """Write files; return the tags of their contents."""
         paths = sorted(files)
-        tags = each(lambda file: self._bucket.write(self._key(group, file), files[file].read_bytes()), paths)
-        return dict(zip(paths, tags, strict=True))
+
+        def write(file: str) -> str:
+            return self._bucket.write(self._key(group, file), files[file].read_bytes())
+
+        return dict(zip(paths, each(write, paths, LONG_AT_ONCE), strict=True))
 
     def _clear(self, group: str) -> None:
         """Remove what there is of a group, its metadata first."""
@@ -197,7 +201,8 @@ class S3Store(Store):
     def _unfinished(self, parent: str) -> set[str]:
         """Return the groups in a group that have no metadata, as somebody is writing or removing them, or was."""
         noted = [group for group in self._notes(parent) if str(PurePosixPath(group).parent) == parent]
-        return {group for group, content in zip(noted, each(self.metadata, noted), strict=True) if content is None}
+        found = each(self.metadata, noted, SHORT_AT_ONCE)
+        return {group for group, content in zip(noted, found, strict=True) if content is None}
 
     def _notes(self, group: str) -> dict[str, list[str]]:
         """Return the keys of the notes about a group, and about those in it, by group."""
@@ -233,9 +238,9 @@ class S3Store(Store):
         return f"{self._prefix.removesuffix('.zarr')}.{suffix}"
 
 
-def each(act: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
-    """Return what comes of each item, several dealt with at once; after an error no more are begun."""
-    with ThreadPoolExecutor(AT_ONCE) as pool:
+def each(act: Callable[[Item], Result], items: Sequence[Item], at_once: int) -> list[Result]:
+    """Return what comes of each item, some dealt with at once; after an error no more are begun."""
+    with ThreadPoolExecutor(at_once) as pool:
         pending = [pool.submit(act, item) for item in items]
         try:
             return [item.result() for item in pending]
