@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -173,8 +174,8 @@ class WindowedPartition:
 
     def batch(self, places: Sequence[int], views: Sequence[int] | None = None) -> Batch:
         """Gather windows by their places in `windows`, padded to T clips; `views` are theirs, else the first."""
-        (found,) = self.batches(places, len(places), views, in_order=True)
-        return found[1]
+        ((_, found),) = self.batches(places, len(places), views, in_order=True)
+        return replace(found, video_BTCHW=found.video_BTCHW.clone())  # which may lie in a buffer
 
     def batches(
         self, places: Sequence[int], batch_size: int, views: Sequence[int] | None = None, *, in_order: bool = False

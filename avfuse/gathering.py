@@ -84,6 +84,7 @@ class StreamedMaps:
             return [_read_in(item, view) if in_memory else _checked(item, view) for view in range(num_views)]
 
         self._device = device
+        self._buffers: dict[tuple[int, ...], list[Tensor]] = {}
         self._views = each_once(take, recordings)
         first = self._views[0][0]
         self._shape, self._dtype = first.shape[1:], getattr(torch, first.dtype.name)
@@ -99,16 +100,19 @@ class StreamedMaps:
         """
         is_cuda = self._device.type == "cuda"
         size = (max(map(len, batches), default=0), num_clips, *self._shape)
-        buffers = [torch.empty(size, dtype=self._dtype, pin_memory=is_cuda) for _ in batches[:2]]
-        copying = torch.cuda.Stream(self._device) if is_cuda else None  # type: ignore[no-untyped-call]
+        kept = self._buffers.pop(size, None)  # a new buffer costs as much as a batch: the system hands out its pages
+        buffers = kept or [torch.empty(size, dtype=self._dtype, pin_memory=is_cuda) for _ in range(2)]
         filled = (self._fill(part, buffer) for part, buffer in zip(batches, cycle(buffers), strict=False))
-        for maps_BTCHW in ahead(filled):
-            if copying is None:
-                yield maps_BTCHW
-                continue
+        yield from self._moved(ahead(filled)) if is_cuda else ahead(filled)
+        self._buffers = {size: buffers}
+
+    def _moved(self, batches: Iterator[Tensor]) -> Iterator[Tensor]:
+        """Yield batches on the GPU; they are copied on a stream of their own, and their buffers are free then."""
+        copying = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+        for maps_BTCHW in batches:
             with torch.cuda.stream(copying):
                 moved_BTCHW = maps_BTCHW.to(self._device, non_blocking=True)
-            copying.synchronize()  # for the copy alone, after which the buffer may be filled again
+            copying.synchronize()  # for the copy alone
             moved_BTCHW.record_stream(torch.cuda.current_stream(self._device))
             yield moved_BTCHW
 

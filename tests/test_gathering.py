@@ -162,3 +162,26 @@ def test_the_first_error_is_that_of_the_first_item() -> None:
     assert each_once(act, [0, 1, 2]) == [0, 2, 4]
     with pytest.raises(ValueError, match="of 3"):
         each_once(act, range(9))
+
+
+@every_residence
+def test_a_batch_that_is_asked_for_by_itself_stays(tmp_path: Path, resident: str) -> None:
+    partition = WindowedPartition(toy_cache(tmp_path), "train", 16, 32, resident=resident)
+    first = partition.batch([3])
+    before = first.video_BTCHW.clone()
+    for places in ([4], [3, 4]):
+        assert not torch.equal(partition.batch(places).video_BTCHW[-1], before[0])
+    assert torch.equal(first.video_BTCHW, before)
+
+
+def test_a_pass_that_was_left_midway_disturbs_no_other(tmp_path: Path) -> None:
+    partition = WindowedPartition(toy_cache(tmp_path), "train", 16, 32)
+    order = range(len(partition.windows))
+    expected = [batch.video_BTCHW.clone() for _, batch in partition.batches(order, 4)]
+    left = partition.batches(order, 4)
+    next(left)
+    for (_, batch), maps_BTCHW in zip(partition.batches(order, 4), expected, strict=True):
+        assert torch.equal(batch.video_BTCHW, maps_BTCHW)
+    left.close()
+    for (_, batch), maps_BTCHW in zip(partition.batches(order, 4), expected, strict=True):
+        assert torch.equal(batch.video_BTCHW, maps_BTCHW)
