@@ -36,6 +36,7 @@ _LAYOUT = {
     "alignment_interval": 64,  # mapped values begin where numpy wants them
 }
 _CHECKSUM_BYTES = 4  # behind every chunk
+_END_OF_FILE = slice(28, 36)  # where the superblock, version 3, says how long the file is
 _READ_ERRORS = (OSError, ValueError, LookupError, TypeError, RuntimeError)  # what h5py makes of damage
 _PEOPLE_READ = {
     "spec": ("fingerprint",),
@@ -175,7 +176,7 @@ class HDF5Store(Store):
         return self.location.stat().st_mtime
 
     def find_contradictions(self, group: str) -> list[str]:
-        """Return which attributes say other than the metadata, and which metadata of arrays were altered."""
+        """Return which attributes say other than the metadata, and which metadata of arrays or length was altered."""
         metadata = read_attributes(self._metadata(group)) or {}
         try:
             found = {key: value for key, value in self._file[group or "/"].attrs.items() if key != METADATA}
@@ -187,6 +188,10 @@ class HDF5Store(Store):
             for key in sorted({*found, *expected})
             if str(found.get(key)) != str(expected.get(key))
         ]
+        if not group and self.count_bytes() != (
+            num_bytes := int.from_bytes(self._bytes[_END_OF_FILE].tobytes(), "little")
+        ):
+            wrong.append(f"the file has {self.count_bytes():,} bytes, {num_bytes:,} were written")
         files = metadata.get("files", {})
         for name in metadata.get("arrays", {}):
             content = self._metadata(f"{group}/{name}") or b""
