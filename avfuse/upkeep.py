@@ -97,7 +97,9 @@ def repair(
     return RepairSummary(
         store=store.location,
         num_damages=len(found.damages),
-        recordings=tuple(item.recording for item in removals if item.path.rpartition("/")[0] == RECORDINGS),
+        recordings=tuple(
+            item.recording for item in removals if item.recording and item.path.rpartition("/")[0] == RECORDINGS
+        ),
         removals=tuple(removals),
         needs_root=store.metadata("") is None,
     )

@@ -5,29 +5,31 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 import tiny
 from conftest import beep, write_video
-from test_verification import CASES, flip, make_store
+from test_verification import BYTES, CASES, flip, make_store
 from toy import add_recording, toy_spec
 
 from avfuse import registry
 from avfuse.cache import FeatureCache
 from avfuse.cache_options import CacheRepairOptions, CacheVerifyOptions
 from avfuse.extract import ExtractSummary, extract
-from avfuse.options import ExtractOptions
+from avfuse.hdf5 import export_cache
+from avfuse.options import CacheExportOptions, ExtractOptions
 from avfuse.schema import Failure, UsageError
 from avfuse.stores.directory import DirectoryStore
 from avfuse.upkeep import RepairSummary, repair, verify
 from avfuse.verification import Verification
 
 
-def checked(store: Path, **arguments: Any) -> Verification:
+def checked(store: Path | str, **arguments: Any) -> Verification:
     return verify(CacheVerifyOptions(store=store, **arguments))
 
 
-def mended(store: Path) -> RepairSummary:
+def mended(store: Path | str) -> RepairSummary:
     return repair(CacheRepairOptions(store=store))
 
 
@@ -138,6 +140,83 @@ def test_a_store_is_found_without_its_root_and_by_the_folder_that_holds_it(tmp_p
         assert [item.path for item in checked(place).damages] == ["zarr.json"]
     FeatureCache.create(tmp_path, toy_spec(), {})
     assert checked(tmp_path).damages == ()
+
+
+def test_a_store_on_a_server_is_verified_and_mended(bucket: str, tmp_path: Path) -> None:
+    cache = FeatureCache.create(f"{bucket}/home", toy_spec(), {})
+    for number, name in enumerate(("a", "b/c", "d")):
+        add_recording(cache, name, "train", 9, seed=number)
+    assert checked(f"{bucket}/home").damages == ()
+    store: Any = cache.store
+    keys = {path: f"{store._prefix}/{path}" for path in store.files("")}
+    before = {path: store.read(path) for path in keys}
+    store._bucket.write(keys["recordings/a/video/c/0/0/0/0"], b"1" * BYTES)
+    store._bucket.delete([keys["recordings/b%2Fc/zarr.json"]])
+    store._bucket.write(f"{store._prefix}/recordings/d/stray", b"mine")
+    store._bucket.write(f"{store._prefix}/notes.txt", b"mine too")
+    store._bucket.write(keys["recordings/zarr.json"], b"{}")
+    expected = {
+        "recordings/a/video/c/0/0/0/0": "holds other bytes than were written",
+        "recordings/b%2Fc/zarr.json": "is missing",
+        "recordings/d/stray": "does not belong here",
+        "notes.txt": "does not belong here",
+        "recordings/zarr.json": "holds other bytes than were written",
+    }
+    assert {item.path: item.message for item in checked(cache.path).damages} == expected
+    summary = mended(cache.path)
+    assert summary.recordings == ("a", "b%2Fc")
+    assert all(removal.place.startswith(f"{bucket}/home/features/toy-") for removal in summary.removals)
+    assert checked(cache.path).damages == ()
+    left = {path: content for path, content in before.items() if path.split("/")[1:2] not in (["a"], ["b%2Fc"])}
+    assert {path: store.read(path) for path in store.files("")} == left
+    # What a writer has not finished is no damage, and stays.
+    store._leave_note("recordings/e")
+    store._bucket.write(f"{store._prefix}/recordings/e/audio/zarr.json", b"{}")
+    assert checked(cache.path).damages == ()
+
+
+def test_a_file_in_hdf5_is_verified_and_cannot_be_mended(path: Path, tmp_path: Path) -> None:
+    file = tmp_path / "cache.h5"
+    export_cache(CacheExportOptions(file=file, cache=path))
+    found = checked(file)
+    assert (found.damages, found.num_recordings, found.num_failures, found.num_files) == ((), 2, 1, 0)
+    with h5py.File(file, "r+") as opened:
+        opened["recordings/a/audio"][3, 4] += 1
+        del opened["recordings/b%2Fc/target"]
+        opened["recordings/b%2Fc/notes"] = "mine"
+        opened["stray"] = [1]
+        opened["failures"].create_group("x")
+        opened["recordings/a"].attrs["fps"] = 24.0
+    found = checked(file)
+    assert {(item.path, item.message) for item in found.damages} == {
+        ("stray", "does not belong here"),
+        ("recordings/a", "its attribute fps is 24.0, its metadata say 25.0"),
+        ("recordings/b%2Fc/target", "is missing"),
+        ("recordings/b%2Fc", "the zarr.json of its target was altered"),
+        ("recordings/b%2Fc/notes", "does not belong here"),
+        ("failures/x/zarr.json", "is missing"),
+    }
+    assert found.num_damaged == 2
+    with h5py.File(file, "r+") as opened:
+        opened["recordings/a"].attrs["fps"] = 25.0
+    assert ("recordings/a/audio", "holds other values than were written") in {
+        (item.path, item.message) for item in checked(file, recording=("a",)).damages
+    }
+    with pytest.raises(
+        UsageError, match=r"cache\.h5 is damaged \(6 findings\), and nothing can be set aside there: .*cache"
+    ):
+        mended(file)
+    short, long = tmp_path / "short.h5", tmp_path / "long.h5"  # files of their own: HDF5 may hold the other open
+    export_cache(CacheExportOptions(file=long, cache=path))
+    short.write_bytes(long.read_bytes()[:-1000])
+    (damage,) = checked(short).damages
+    assert damage.message.startswith(f"{short} cannot be read")
+    num_bytes = long.stat().st_size
+    with long.open("ab") as opened:
+        opened.write(b"0")
+    assert [item.message for item in checked(long).damages] == [
+        f"the file has {num_bytes + 1:,} bytes, {num_bytes:,} were written"
+    ]
 
 
 @pytest.fixture

@@ -288,6 +288,16 @@ def test_random_damage_is_found_and_never_read_as_values(tool: ModuleType, tmp_p
     assert {kind for kind, _ in counts} == set(tool.KINDS)
 
 
+def test_random_damage_of_a_file_in_hdf5_is_never_read_as_values(tool: ModuleType, tmp_path: Path) -> None:
+    said: list[str] = []
+    store = tool.export_toy(tool.make_toy(tmp_path), tmp_path / "toy.h5")
+    counts = tool.run(store, 40, random.Random(0), said.append)
+    assert said == []
+    unnoticed = {how for how, outcome in counts if not outcome.startswith("found")}
+    assert unnoticed <= {"changed"}  # in bytes that hold nothing, so that what is read is what was written
+    assert counts["changed", "found, refused"] > 0
+
+
 def test_the_script_notices_what_is_missed(tool: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What damages a cache is no test if it cannot fail: a reader that trusts what it finds is caught."""
     store = tool.make_toy(tmp_path)

@@ -3,7 +3,7 @@
 One thing is damaged at a time: a byte changed, a file cut, removed, lengthened by a byte, or one added that nobody
 wrote. `avfuse cache verify` must then find it, and what training reads must be refused, or be the values that were
 written; then it is mended. Given no cache, small ones are made, as halves and as bytes, mapped and compressed, of one
-view and of two. In a cache that is one HDF5 file, bytes that nothing is stored in may change unnoticed.
+view and of two, and one in HDF5. In such a file bytes that nothing is stored in may change unnoticed.
 """
 
 import argparse
@@ -22,6 +22,8 @@ import numpy as np
 from avfuse.cache import FeatureCache, locate, open_store
 from avfuse.cached import RECORDINGS, CachedRecording
 from avfuse.clips import digest_of
+from avfuse.hdf5 import export_cache
+from avfuse.options import CacheExportOptions
 from avfuse.schema import Failure, UsageError
 from avfuse.spec import CacheSpec, Source
 from avfuse.stores import Store
@@ -179,6 +181,12 @@ def make_toy(home: Path, dtype: str = "float16", maps: str = "whole", views: int
     return cache.store
 
 
+def export_toy(store: Store, file: Path) -> Store:
+    """Return a cache as one HDF5 file."""
+    export_cache(CacheExportOptions(file=file, cache=store.location))
+    return open_store(file)
+
+
 def run(store: Store, num_changes: int, rng: random.Random, show: Callable[[str], None] = lambda line: None) -> Counter:
     """Damage and mend a store so many times; return counts by (kind, outcome), outcome "MISSED" being a failure."""
     harness = Harness(store, rng)
@@ -205,7 +213,7 @@ def run(store: Store, num_changes: int, rng: random.Random, show: Callable[[str]
 
 
 def main() -> int:
-    """Damage the store that is given, or three small ones; return 1 if anything was missed."""
+    """Damage the store that is given, or small ones; return 1 if anything was missed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cache", type=Path, help="a store, or the folder that holds it; a copy of it is damaged")
     parser.add_argument("--changes", type=int, default=2000)
@@ -216,6 +224,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as name:
         if arguments.cache is None:
             stores = [make_toy(Path(name) / str(i), **toy) for i, toy in enumerate(TOYS.values())]
+            stores.append(export_toy(stores[0], Path(name) / "toy.h5"))
         else:
             source = Path(locate(arguments.cache).location)
             copy = Path(name) / source.name
