@@ -36,7 +36,6 @@ from avfuse.writer import RecordingWriter
 log = logging.getLogger(__name__)
 
 PIPELINE_VERSION = 2  # to be raised whenever the same settings give other features
-MAX_LEAKS_NAMED = 3
 
 
 @dataclass(frozen=True)
@@ -187,7 +186,7 @@ def _prepare(options: ExtractOptions) -> _Tools:
     codecs(options.compress)  # whether its package is here
     corpus, recordings = _open_corpus(options)
     digest = FileDigests()
-    _refuse_leaks(recordings, digest, options.allow_leaks)
+    partitions.refuse_leaks(partitions.find_leaks(recordings, digest), options.allow_leaks)
     device = choose_device(options.device)
     video = _encoder("video", options.video_encoder, options.video_weights, options.video_option, options)
     audio = _encoder("audio", options.audio_encoder, options.audio_weights, options.audio_option, options)
@@ -237,21 +236,6 @@ def _open_corpus(options: ExtractOptions) -> tuple[Corpus, list[Recording]]:
             "let faces be found in the videos, with --faces detect"
         )
     return corpus, recordings
-
-
-def _refuse_leaks(recordings: list[Recording], digest: FileDigests, are_allowed: bool) -> None:
-    """Refuse partitions that share a subject or the content of a file: what is learned there is known here."""
-    leaks = partitions.find_leaks(recordings, digest)
-    if not leaks:
-        return
-    named = "; ".join(leak.message for leak in leaks[:MAX_LEAKS_NAMED])
-    more = f"; and {len(leaks) - MAX_LEAKS_NAMED} more" if len(leaks) > MAX_LEAKS_NAMED else ""
-    if not are_allowed:
-        raise UsageError(
-            f"subjects or files in two partitions ({len(leaks)}) would make scores too good: {named}{more}; "
-            "mend the partitions, or go on all the same with --allow-leaks"
-        )
-    log.warning("subjects or files in two partitions (%d) will make scores too good: %s%s", len(leaks), named, more)
 
 
 def _encoder(modality: str, name: str, weights: str, assignments: tuple[str, ...], options: ExtractOptions) -> Encoder:

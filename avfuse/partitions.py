@@ -3,6 +3,7 @@
 A network that has seen a face in training knows it in validation; a score of such a split is not one of new people.
 """
 
+import logging
 import math
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
@@ -16,9 +17,12 @@ from sklearn.model_selection import GroupKFold, GroupShuffleSplit
 
 from avfuse.schema import PARTITIONS, Recording, RecordingError, UsageError
 
+log = logging.getLogger(__name__)
+
 _Key = TypeVar("_Key", bound=Hashable)
 _MAX_SEED = 2**32 - 1  # of numpy's legacy generator, which scikit-learn seeds
 _MAX_NAMES_SHOWN = 3
+_MAX_LEAKS_NAMED = 3
 
 
 @dataclass(frozen=True)
@@ -156,6 +160,26 @@ def find_leaks(recordings: Sequence[Recording], digest: Callable[[Path], str]) -
     by_content = _grouped(_with_digests(suspects, digest))
     leaks += [_leak("file", None, group) for group in by_content.values() if _is_spread(group)]
     return sorted(leaks, key=lambda leak: (leak.kind != "subject", leak.name, leak.recordings))
+
+
+def refuse_leaks(leaks: Sequence[Leak], are_allowed: bool) -> None:
+    """Refuse partitions that share a subject or content: what is learned there is known here; or warn of them.
+
+    Raises
+    ------
+    UsageError
+        If there are any and they are not allowed.
+    """
+    if not leaks:
+        return
+    named = "; ".join(leak.message for leak in leaks[:_MAX_LEAKS_NAMED])
+    more = f"; and {len(leaks) - _MAX_LEAKS_NAMED} more" if len(leaks) > _MAX_LEAKS_NAMED else ""
+    if not are_allowed:
+        raise UsageError(
+            f"subjects or files in two partitions ({len(leaks)}) would make scores too good: {named}{more}; "
+            "mend the partitions, or go on all the same with --allow-leaks"
+        )
+    log.warning("subjects or files in two partitions (%d) will make scores too good: %s%s", len(leaks), named, more)
 
 
 def _check_shares(validation: float, test: float, seed: int) -> None:
