@@ -27,6 +27,10 @@ DAMAGED = "damaged; see what is wrong with: avfuse cache verify, set it aside wi
 _UNREADABLE = (OSError, ValueError, LookupError, TypeError, RuntimeError)  # what stores and codecs raise
 
 
+class MissingCodecError(UsageError):
+    """An array cannot be decoded on this machine; nothing is wrong with it."""
+
+
 class CachedRecording:
     """The features of one recording, mapped into memory rather than read where its chunks are plain.
 
@@ -125,7 +129,7 @@ class CachedRecording:
         except ConnectionError:
             raise  # nobody can tell what is there
         except _UNREADABLE as error:
-            raise self.damage(name) from error
+            raise self._refusal(name, error) from error
 
     def check(self, number: int) -> None:
         """Compare the values of a view, as they are read from here, with their digest.
@@ -148,7 +152,7 @@ class CachedRecording:
         except ConnectionError:
             raise  # nobody can tell what is there
         except _UNREADABLE as error:
-            raise self.damage(name) from error
+            raise self._refusal(name, error) from error
         if self.arrays[name] != {"shape": [*clips.shape], "dtype": clips.dtype.name, "sha256": digest.hexdigest()}:
             raise self.damage(name)
 
@@ -169,7 +173,7 @@ class CachedRecording:
         except ConnectionError:
             raise  # nobody can tell what is there
         except _UNREADABLE as error:
-            raise self.damage(name) from error
+            raise self._refusal(name, error) from error
         if describe_array(values) != self.arrays.get(name):
             raise self.damage(name)
         return values
@@ -177,6 +181,17 @@ class CachedRecording:
     def damage(self, array: str) -> UsageError:
         """Return the error about a damaged array."""
         return UsageError(f"{self.path}/{array} is {DAMAGED}")
+
+    def _refusal(self, array: str, error: Exception) -> UsageError:
+        """Return the error about an array that cannot be read: it is damaged, unless something is missing here."""
+        codec = getattr(error, "codec_id", None)  # numcodecs names it where a codec's package is not installed
+        if codec is None:
+            return self.damage(array)
+        name = str(codec).strip("'")
+        message = (
+            f"{self.path}/{array} is compressed by {name}, which is not installed here; install it with: pip install"
+        )
+        return MissingCodecError(f"{message} {name}")
 
 
 def group_of(name: str) -> str:

@@ -1,4 +1,4 @@
-"""Whether a feature cache is still what was written: every byte of a store made of files, every value of any.
+"""Whether a feature cache is still what was written: every byte of a store made of files, every value of one at hand.
 
 A recording's metadata are sealed and name every file with its length and sha256, and every array with the sha256 of its
 values; so a byte that was changed, lost, cut off or added shows, and so does a file that nobody wrote. Damage of one
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from avfuse.cache import FAILURES
-from avfuse.cached import RECORDINGS, CachedRecording, group_of, view_name
+from avfuse.cached import RECORDINGS, CachedRecording, MissingCodecError, group_of, view_name
 from avfuse.schema import UsageError
 from avfuse.sealed import SEAL, read_attributes, read_sealed
 from avfuse.spec import FORMAT_VERSION, CacheSpec, folder_name
@@ -119,7 +119,7 @@ def verify_store(
     Raises
     ------
     UsageError
-        If the store has a format version that this avfuse does not know.
+        If the store has a format version that this avfuse does not know, or what it is compressed by is not installed.
     """
     started_s = time.monotonic()
     groups: list[str] = []
@@ -213,6 +213,8 @@ def look_at_group(store: Store, group: str, fingerprint: str | None) -> _Look:
         look_at = _look_at_recording if group.startswith(RECORDINGS) else _look_at_failure
         try:
             look = look_at(store, group, content, fingerprint)
+        except MissingCodecError:
+            raise
         except UsageError as error:
             look = _Look(damages=[Damage(group, group.partition("/")[2], message=str(error))])
         if not look.damages:
@@ -246,7 +248,8 @@ def _look_at_recording(store: Store, group: str, content: bytes | None, fingerpr
         _look_at_members(item, look)
     else:
         _look_at_files(item, listed, len(content or b""), look)
-    if all(damage.is_stray for damage in look.damages):
+    is_near = listed is None or isinstance(store.location, Path)  # from a server all would be fetched once more
+    if is_near and all(damage.is_stray for damage in look.damages):
         _look_at_values(item, look)
     return look
 
@@ -313,6 +316,8 @@ def _look_at_values(item: CachedRecording, look: _Look) -> None:
                 item.check(views[name])
             else:
                 item.array(name)
+        except MissingCodecError:  # nobody can tell what is there
+            raise
         except UsageError:
             look.damages.append(Damage(item.group, item.name, message=_OTHER_VALUES, array=name))
 

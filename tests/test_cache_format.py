@@ -100,7 +100,8 @@ def test_the_tables_of_attributes_are_what_is_written(extracted: CachedRecording
 def test_the_table_of_codecs_is_what_is_written(tmp_path: Path, compress: str) -> None:
     if compress == "pcodec":
         pytest.importorskip("pcodec", reason="the package pcodec is an extra")
-    row = next(row for row in table("`--compress` | codecs of the maps | who reads it") if row[0] == f"`{compress}`")
+    rows = table("`--compress` | codecs of the maps | who reads it")
+    row = next(row for row in rows if row[0].startswith(f"`{compress}`"))
     zarr.create_array(tmp_path, shape=(4,), dtype="float16", **codecs(compress))
     found = re.findall(r'"name": "([a-z0-9.]+)"', (tmp_path / "zarr.json").read_text())
     assert re.findall(r"`([a-z0-9.]+)`", row[1]) == [name for name in found if name not in ("regular", "default")]

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numcodecs
 import pytest
 from toy import add_recording, toy_spec
 
@@ -263,6 +264,20 @@ def test_a_file_that_cannot_be_read_is_damage(path: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(DirectoryStore, "read", fail)
     assert {item.message for item in verified(path).damages} == {"cannot be read (Input/output error)"}
+
+
+def test_a_codec_that_is_not_installed_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("pcodec", reason="the package pcodec is an extra")
+    cache = FeatureCache.create(tmp_path, toy_spec(), {}, "pcodec")
+    add_recording(cache, "a", "train", 9, seed=0)
+    assert verified(Path(cache.path)).damages == ()
+    monkeypatch.delitem(numcodecs.registry.codec_registry, "pcodec")
+    monkeypatch.delitem(numcodecs.registry.entries, "pcodec", raising=False)
+    message = "recordings/a/video is compressed by pcodec, which is not installed here; install it with: pip install"
+    with pytest.raises(UsageError, match=message):
+        verified(Path(cache.path))
+    with pytest.raises(UsageError, match=message):
+        cache.recordings()[0].check(0)
 
 
 @pytest.fixture
