@@ -189,7 +189,7 @@ class CachedRecording:
             return self.damage(array)
         name = str(codec).strip("'")
         message = (
-            f"{self.path}/{array} is compressed by {name}, which is not installed here; install it with: pip install"
+            f"{self.path}/{array} is compressed by {name}, which is not installed; install it with: pip install"
         )
         return MissingCodecError(f"{message} {name}")
 

@@ -273,7 +273,7 @@ def test_a_codec_that_is_not_installed_is_no_damage(tmp_path: Path, monkeypatch:
     assert verified(Path(cache.path)).damages == ()
     monkeypatch.delitem(numcodecs.registry.codec_registry, "pcodec")
     monkeypatch.delitem(numcodecs.registry.entries, "pcodec", raising=False)
-    message = "recordings/a/video is compressed by pcodec, which is not installed here; install it with: pip install"
+    message = "recordings/a/video is compressed by pcodec, which is not installed; install it with: pip install"
     with pytest.raises(UsageError, match=message):
         verified(Path(cache.path))
     with pytest.raises(UsageError, match=message):
