@@ -188,9 +188,7 @@ class CachedRecording:
         if codec is None:
             return self.damage(array)
         name = str(codec).strip("'")
-        message = (
-            f"{self.path}/{array} is compressed by {name}, which is not installed; install it with: pip install"
-        )
+        message = f"{self.path}/{array} is compressed by {name}, which is not installed; install it with: pip install"
         return MissingCodecError(f"{message} {name}")
 
 
