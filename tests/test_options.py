@@ -29,6 +29,8 @@ COMMANDS = {
     "cache info": cache_options.CacheInfoOptions,
     "cache diff": cache_options.CacheDiffOptions,
     "cache gc": cache_options.CacheCollectOptions,
+    "cache export": options.CacheExportOptions,
+    "cache import": options.CacheImportOptions,
 }
 every_command = pytest.mark.parametrize("command", list(COMMANDS))
 every_knob = pytest.mark.parametrize(
