@@ -169,6 +169,15 @@ def test_a_store_on_a_server_is_verified_and_mended(bucket: str, tmp_path: Path)
     assert checked(cache.path).damages == ()
     left = {path: content for path, content in before.items() if path.split("/")[1:2] not in (["a"], ["b%2Fc"])}
     assert {path: store.read(path) for path in store.files("")} == left
+    store._bucket.write(keys["zarr.json"], before["zarr.json"].replace(b"fp32", b"fp16"))
+    summary = mended(cache.path)
+    assert (summary.recordings, [item.path for item in summary.removals], summary.needs_root) == (
+        (),
+        ["zarr.json"],
+        True,
+    )
+    assert [item.path for item in checked(cache.path).damages] == ["zarr.json"]
+    FeatureCache.create(f"{bucket}/home", toy_spec(), {})
     # What a writer has not finished is no damage, and stays.
     store._leave_note("recordings/e")
     store._bucket.write(f"{store._prefix}/recordings/e/audio/zarr.json", b"{}")

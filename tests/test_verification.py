@@ -103,6 +103,10 @@ CASES: dict[str, tuple[Callable[[Path], Any], list[tuple[str, str, str, str]]]] 
         lambda path: (path / "recordings/a/link").symlink_to("/nowhere"),
         [("recordings/a/link", "a", "", "does not belong here")],
     ),
+    "a link to a folder": (
+        lambda path: (path / "recordings/a/audio/link").symlink_to(path / "failures"),
+        [("recordings/a/audio/link", "a", "", "does not belong here")],
+    ),
     "a file beside the groups": (
         lambda path: (path / "recordings/notes.txt").touch(),
         [("recordings/notes.txt", "", "", "does not belong here")],
