@@ -24,7 +24,7 @@ from avfuse.options import CacheExportOptions, CacheImportOptions, cache_home
 from avfuse.schema import UsageError
 from avfuse.sealed import read_sealed, seal
 from avfuse.spec import folder_name
-from avfuse.stores import METADATA, Store
+from avfuse.stores import METADATA, Store, open_array
 from avfuse.stores.hdf5 import SUFFIXES, native_attributes, new_file
 
 log = logging.getLogger(__name__)
@@ -279,7 +279,7 @@ def _import_array(folder: Path, recording: CachedRecording, name: str) -> None:
     try:
         (folder / METADATA).write_bytes(recording.store.read(f"{recording.group}/{name}/{METADATA}"))
         with zarr.config.set({"array.write_empty_chunks": True}):
-            array: Any = zarr.open_array(folder, mode="r+")
+            array = open_array(folder, mode="r+")
     except (ValueError, LookupError, TypeError, FileNotFoundError) as error:
         raise UsageError(
             f"{recording.path}/{name}: how it was stored is not known here ({type(error).__name__}: {error}); is its "

@@ -117,6 +117,7 @@ def test_chunks_hold_16_clips_or_64_kib(tmp_path: Path) -> None:
     [
         ("none", {}),
         ("zstd", {}),
+        ("pcodec", {}),
         ("none", {"storage": {"dtype": "uint8", "maps": "whole"}}),
         ("none", {"targets": (), "ranges": ()}),
     ],
@@ -133,6 +134,34 @@ def test_a_file_gives_the_folder_back_byte_for_byte(tmp_path: Path, compress: st
     again = import_cache(CacheImportOptions(file, tmp_path / "there"))
     assert (again.num_imported, again.num_present, again.num_failures) == (0, 4, 0)
     assert atomic.describe_files(tmp_path / "there") == before
+
+
+def test_every_view_goes_along(tmp_path: Path) -> None:
+    cache = FeatureCache.create(tmp_path / "here", toy_spec(views={"count": 2}), {}, "zstd")
+    rng = np.random.default_rng(0)
+    views = rng.normal(size=(2, 90, 32, 2, 2)).astype(np.float32)
+    with RecordingWriter(cache, "a", Source("train", "a", "a.mp4", "0" * 64, None)) as writer:
+        writer.begin(90)
+        writer.append(views[0], rng.normal(size=(90, 32)).astype(np.float32), views[1])
+        writer.commit({"target": np.zeros((90, 2), np.float32)}, fps=25.0)
+    file = export(cache, tmp_path / "all.h5")
+    (given,) = FeatureCache.open(file).recordings()
+    for number in range(2):
+        given.check(number)
+        assert given.view(number).is_mapped  # though it was compressed in the folder
+        np.testing.assert_array_equal(
+            np.concatenate(list(given.view(number).chunks())), views[number].astype(np.float16)
+        )
+    import_cache(CacheImportOptions(file, tmp_path / "there"))
+    assert atomic.describe_files(tmp_path / "there") == atomic.describe_files(tmp_path / "here")
+
+
+def test_metadata_may_be_longer_than_an_old_attribute(tmp_path: Path) -> None:
+    cache = FeatureCache.create(tmp_path, toy_spec(), {})
+    cache.record_failure(Failure("a", "unexpected", "because " * 20_000))  # 64 KiB is what an object header holds
+    opened = FeatureCache.open(export(cache, tmp_path / "all.h5"))
+    assert opened.failures() == cache.failures()
+    assert opened.store.find_contradictions("failures/a") == []
 
 
 def test_an_export_is_the_same_every_time_and_from_everywhere(cache: FeatureCache, file: Path, tmp_path: Path) -> None:
