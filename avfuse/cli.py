@@ -28,7 +28,8 @@ from avfuse.commands.report import report
 from avfuse.schema import UsageError
 from avfuse.terminal import set_up_logging
 
-_BEGIN_ANEW = ("audit", "predict", "report", "cache verify", "cache info", "cache diff")  # keep nothing when stopped
+# Commands that keep nothing when they are stopped.
+_BEGIN_ANEW = ("audit", "predict", "report", "cache verify", "cache info", "cache diff", "cache export")
 _BY_SIGNAL = (128 + signal.SIGINT, 128 + signal.SIGTERM)
 
 
