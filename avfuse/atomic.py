@@ -4,6 +4,8 @@ What is being written carries the name of its writer (host and process), so that
 told from what a living one is at.
 """
 
+import ctypes
+import errno
 import fcntl
 import hashlib
 import json
@@ -18,6 +20,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+_HERE, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of renameat2
+
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a file aside, flush it to disk and rename it into place."""
@@ -30,6 +34,26 @@ def write_atomically(path: Path, content: bytes) -> None:
         aside.replace(path)
     finally:
         aside.unlink(missing_ok=True)
+
+
+def exchange(one: Path, other: Path) -> bool:
+    """Let two files or folders change places in one step; return whether this system can do that.
+
+    Raises
+    ------
+    OSError
+        If one of them is not there, or may not be moved.
+    """
+    try:
+        rename = ctypes.CDLL(None, use_errno=True).renameat2
+    except (OSError, AttributeError):  # it is Linux that has it
+        return False
+    if rename(_HERE, os.fsencode(one), _HERE, os.fsencode(other), _EXCHANGE) == 0:
+        return True
+    number = ctypes.get_errno()
+    if number in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):  # the file system cannot
+        return False
+    raise OSError(number, os.strerror(number), str(one), None, str(other))
 
 
 def new_aside_name() -> str:

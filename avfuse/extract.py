@@ -183,7 +183,7 @@ def _relative(on_progress: Callable[[ExtractProgress], None], before: ExtractPro
 
 def _prepare(options: ExtractOptions) -> _Tools:
     """Build everything that can be refused, in the order of what it costs the user to be refused late."""
-    codecs(options.compress)  # whether its package is here
+    codecs(options.compress, options.dtype)  # whether it can be had
     corpus, recordings = _open_corpus(options)
     digest = FileDigests()
     partitions.refuse_leaks(partitions.find_leaks(recordings, digest), options.allow_leaks)

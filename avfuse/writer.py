@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from avfuse import atomic
 from avfuse.cache import FeatureCache
 from avfuse.cached import describe_array, group_of, view_name
 from avfuse.encoding import codecs, find_scale, pool, to_bytes
-from avfuse.schema import RecordingError
+from avfuse.schema import RecordingError, UsageError
 from avfuse.sealed import seal
 from avfuse.spec import Source
 from avfuse.stores import METADATA
@@ -29,9 +29,10 @@ MAX_COMPRESSED_CHUNK_CLIPS = 64  # a chunk is decoded whole, for the sake of one
 class RecordingWriter:
     """Write one recording beside the store and put it in place whole, or not at all.
 
-    Clips are appended in batches; at most one chunk of them is held in memory. `commit` puts the recording in place;
-    leaving the ``with`` statement without it removes what was written. Maps are pooled, and turned into bytes, as the
-    store's spec has it; bytes want the range of the whole recording, so that halves are kept on disk until then.
+    Clips are appended in batches; at most one chunk of each view is held in memory. `commit` puts the recording in
+    place; leaving the ``with`` statement without it removes what was written. Maps are turned into halves, pooled, and
+    turned into bytes, as the store's spec has it; bytes want the range of the whole recording, so that halves are kept
+    on disk until then.
     """
 
     cache: FeatureCache
@@ -42,7 +43,7 @@ class RecordingWriter:
         self._aside = self.cache.store.aside()
         self._halves = self.cache.store.aside()
         self._audio: list[npt.NDArray[np.float32]] = []
-        self._num_clips = 0
+        self._num_clips = self._num_came = 0
         try:
             self._group = zarr.create_group(self._aside)
         except BaseException:  # a signal may arrive before the with statement has begun
@@ -54,23 +55,24 @@ class RecordingWriter:
         atomic.remove_tree(self._aside)
         atomic.remove_tree(self._halves)
 
-    def begin(self, num_clips: int) -> None:
-        """Say how many clips will come."""
+    def begin(self, num_clips: int, *, as_stored: bool = False) -> None:
+        """Say how many clips will come, and whether their maps are already what the store's spec makes of maps.
+
+        Those of bytes come with their scales then, as ``video_scale`` and ``video_offset`` of `commit`.
+        """
         spec = self.cache.spec
-        self._num_clips = num_clips
+        self._num_clips, self._as_stored = num_clips, as_stored
         kind = np.dtype(spec.storage["dtype"])
         self._views = [
             _ViewWriter(self._create(view_name(i), (num_clips, *spec.video_shape), kind))
             for i in range(spec.views["count"])
         ]
         self._spools = []
-        if kind == np.uint8:
+        if kind == np.uint8 and not as_stored:
             self._halves.mkdir()
             self._spools = [_Spool(self._halves / f"{i}", spec.video_shape) for i in range(len(self._views))]
 
-    def append(
-        self, video_NCHW: npt.NDArray[np.float32], audio_NA: npt.NDArray[np.float32], *views: npt.NDArray[np.float32]
-    ) -> None:
+    def append(self, video_NCHW: npt.NDArray[Any], audio_NA: npt.NDArray[Any], *views: npt.NDArray[Any]) -> None:
         """Add the features of the next clips; `views` are their maps in the further views that the spec asks for.
 
         Raises
@@ -78,27 +80,36 @@ class RecordingWriter:
         RecordingError
             With reason ``feature_overflow`` when a value is not finite in float16.
         """
-        if len(views) + 1 != len(self._views):
-            raise ValueError(f"{len(views) + 1} views came, the store keeps {len(self._views)}")
-        with np.errstate(over="ignore"):
-            halves = [self._shaped(values_NCHW).astype(np.float16) for values_NCHW in (video_NCHW, *views)]
-        if not (np.isfinite(audio_NA).all() and all(np.isfinite(half_NCHW).all() for half_NCHW in halves)):
+        given = (video_NCHW, *views)
+        if len(given) != len(self._views):
+            raise ValueError(f"{len(given)} views came, the store keeps {len(self._views)}")
+        counts = [len(values_NCHW) for values_NCHW in given]
+        if {*counts} != {len(audio_NA)}:
+            raise ValueError(f"maps of {counts} clips and sound of {len(audio_NA)} came")
+        self._num_came += len(audio_NA)
+        if self._num_came > self._num_clips:
+            raise ValueError(f"{self._num_came} clips came, {self._num_clips} were announced")
+        with np.errstate(over="ignore", invalid="ignore"):
+            maps = [values_NCHW if self._as_stored else self._shaped(values_NCHW) for values_NCHW in given]
+            audio_NA = np.array(audio_NA, np.float32)
+        if not (np.isfinite(audio_NA).all() and all(np.isfinite(values_NCHW).all() for values_NCHW in maps)):
             raise RecordingError("feature_overflow", f"{self.name}: a feature is not finite; are the weights sound?")
         self._audio.append(audio_NA)
         takers: Sequence[_Spool | _ViewWriter] = self._spools or self._views
-        for taker, half_NCHW in zip(takers, halves, strict=True):
-            taker.append(half_NCHW)
+        for taker, values_NCHW in zip(takers, maps, strict=True):
+            taker.append(values_NCHW)
 
     def commit(self, arrays: Mapping[str, npt.NDArray[Any]], fps: float) -> bool:
         """Write the other arrays, flush everything to disk and put the recording into the store.
 
         Return whether it is this one that stands there now: another process may have committed it meanwhile.
         """
-        num_came = sum(map(len, self._audio))
-        if num_came != self._num_clips:
-            raise ValueError(f"{num_came} clips came, {self._num_clips} were announced")
+        if self._num_came != self._num_clips:
+            raise ValueError(f"{self._num_came} clips came, {self._num_clips} were announced")
         small = {"audio": np.concatenate(self._audio), **arrays, **self._quantise()}
         maps = {view_name(i): view.finish() for i, view in enumerate(self._views)}
+        if self.cache.compress != "none":
+            self._read_back(maps)
         for name, values in small.items():
             self._create(name, values.shape, values.dtype)[...] = values
         attributes: dict[str, Any] = {
@@ -112,11 +123,23 @@ class RecordingWriter:
         }
         (self._aside / METADATA).write_bytes(seal(attributes))
         atomic.flush_tree(self._aside)
-        self.cache.remove(self.name)
-        return self.cache.store.put(self._aside, group_of(self.name))
+        return self.cache.store.replace(self._aside, group_of(self.name))
 
-    def _shaped(self, values_NCHW: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        return pool(values_NCHW) if self.cache.spec.storage["maps"] == "pooled" else values_NCHW
+    def _shaped(self, values_NCHW: npt.NDArray[Any]) -> npt.NDArray[np.float16]:
+        half_NCHW = values_NCHW.astype(np.float16)
+        return pool(half_NCHW).astype(np.float16) if self.cache.spec.storage["maps"] == "pooled" else half_NCHW
+
+    def _read_back(self, maps: Mapping[str, Mapping[str, Any]]) -> None:
+        """Read what a codec has written before it counts; what is not compressed is the values' own bytes."""
+        for view, (name, described) in zip(self._views, maps.items(), strict=True):
+            digest = hashlib.sha256()
+            for start in range(0, self._num_clips, view.chunk_clips):
+                digest.update(np.ascontiguousarray(view.array[start : start + view.chunk_clips]).data)
+            if digest.hexdigest() != described["sha256"]:
+                raise UsageError(
+                    f"{self.name}/{name} reads as other values after compression by {self.cache.compress} than before; "
+                    "nothing is kept"
+                )
 
     def _quantise(self) -> dict[str, npt.NDArray[np.float32]]:
         """Turn what was kept as halves into bytes; return the scales, or nothing where halves are what is stored."""
@@ -144,43 +167,44 @@ class RecordingWriter:
             chunks=(max(1, -(-shape[0] // num_chunks)), *(max(1, length) for length in shape[1:])),
             fill_value=None,
             config={"write_empty_chunks": True},  # a chunk of zeros is stored too: one that is missing is damage
-            **codecs(compress),
+            **codecs(compress, np.dtype(dtype).name),
         )
 
 
-@dataclass
 class _ViewWriter:
     """Maps that come in batches, written chunk by chunk; their digest is that of what was written."""
 
-    array: Any
-    _held: list[npt.NDArray[Any]] = field(default_factory=list)
-    _num_held: int = 0
-    _num_written: int = 0
-    _digest: Any = field(default_factory=hashlib.sha256)
+    def __init__(self, array: Any) -> None:
+        self.array = array
+        self._held: npt.NDArray[Any] = np.empty(array.chunks, array.dtype)
+        self._num_held = self._num_written = 0
+        self._digest = hashlib.sha256()
 
     @property
     def chunk_clips(self) -> int:
-        return int(self.array.chunks[0])
+        return len(self._held)
 
     def append(self, values: npt.NDArray[Any]) -> None:
-        self._held.append(values)
-        self._num_held += len(values)
-        while self._num_held >= self.chunk_clips:
-            self._write(self.chunk_clips)
+        while len(values):
+            part = values[: self.chunk_clips - self._num_held]
+            self._held[self._num_held : self._num_held + len(part)] = part
+            self._num_held += len(part)
+            if self._num_held == self.chunk_clips:
+                self._write()
+            values = values[len(part) :]
 
     def finish(self) -> dict[str, Any]:
         """Write what is left; return what the recording's metadata say of the view."""
         if self._num_held:
-            self._write(self._num_held)
+            self._write()
         return {"shape": list(self.array.shape), "dtype": self.array.dtype.name, "sha256": self._digest.hexdigest()}
 
-    def _write(self, count: int) -> None:
-        held = np.concatenate(self._held)
-        self.array[self._num_written : self._num_written + count] = held[:count]
-        self._digest.update(np.ascontiguousarray(held[:count]).data)
-        self._num_written += count
-        self._held = [held[count:]]
-        self._num_held -= count
+    def _write(self) -> None:
+        held = self._held[: self._num_held]
+        self.array[self._num_written : self._num_written + len(held)] = held
+        self._digest.update(held.data)
+        self._num_written += len(held)
+        self._num_held = 0
 
 
 class _Spool:

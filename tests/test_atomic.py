@@ -1,5 +1,7 @@
 """An artefact is whole or absent, and what killed writers leave behind is swept away."""
 
+import ctypes
+import errno
 import hashlib
 import os
 import shutil
@@ -7,11 +9,12 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from avfuse import atomic
-from avfuse.atomic import describe_files, digest_json, flush_tree, new_aside_name, sweep, write_atomically
+from avfuse.atomic import describe_files, digest_json, exchange, flush_tree, new_aside_name, sweep, write_atomically
 
 
 @pytest.fixture(scope="module")
@@ -28,6 +31,33 @@ def test_write_replaces_the_whole_file(tmp_path: Path) -> None:
     write_atomically(path, b"second")
     assert path.read_bytes() == b"second"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_folders_change_places_in_one_step(tmp_path: Path) -> None:
+    one, other = tmp_path / "one ü", tmp_path / "other"
+    for place in (one, other):
+        place.mkdir()
+        (place / "file").write_text(place.name)
+    if not exchange(one, other):
+        pytest.skip("this file system cannot")
+    assert [(place / "file").read_text() for place in (one, other)] == ["other", "one ü"]
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        exchange(one, tmp_path / "nowhere")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one ü", "other"]
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, None])
+def test_a_system_that_cannot_exchange_places_says_so(
+    tmp_path: Path, number: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> int:
+        assert number is not None
+        ctypes.set_errno(number)
+        return -1
+
+    library = SimpleNamespace() if number is None else SimpleNamespace(renameat2=refuse)
+    monkeypatch.setattr(ctypes, "CDLL", lambda name, use_errno: library)
+    assert not exchange(tmp_path, tmp_path)
 
 
 @pytest.mark.parametrize("step", ["fsync", "replace"])

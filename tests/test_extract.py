@@ -757,3 +757,5 @@ def test_a_compression_that_is_not_installed_is_refused(tmp_path: Path, monkeypa
     monkeypatch.setattr("avfuse.encoding.find_spec", lambda name: None)
     with pytest.raises(UsageError, match=r"pip install 'avfuse\[pcodec\]'"):
         extract(options(tmp_path / "nowhere", compress="pcodec"))
+    with pytest.raises(UsageError, match="pcodec compresses float16, not uint8"):
+        extract(options(tmp_path / "nowhere", compress="pcodec", dtype="uint8"))

@@ -152,6 +152,11 @@ class Store(ABC):
         """
         raise self._refusal()
 
+    def replace(self, aside: Path, group: str) -> bool:
+        """Move a folder to where its group belongs, in place of what may stand there; return what `put` does."""
+        self.remove(group)
+        return self.put(aside, group)
+
     def write_metadata(self, group: str, content: bytes) -> None:
         """Replace the metadata of a group, in one step."""
         raise self._refusal()

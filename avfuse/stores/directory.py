@@ -116,6 +116,24 @@ class DirectoryStore(Store):
         atomic.flush(target.parent)
         return True
 
+    def replace(self, aside: Path, group: str) -> bool:
+        """Let the folder and what stands there change places; there is no moment without one of them.
+
+        Where the system cannot do that in one step, what stood there lies in the folder of what was damaged meanwhile.
+        """
+        target = self.location / group
+        try:
+            if atomic.exchange(aside, target):
+                atomic.flush(target.parent)
+                atomic.remove_tree(aside)
+                return True
+            before = Path(self.set_aside(group))
+        except FileNotFoundError:  # nothing stands there
+            return self.put(aside, group)
+        is_ours = self.put(aside, group)
+        shutil.rmtree(before)
+        return is_ours
+
     def write_metadata(self, group: str, content: bytes) -> None:
         """Replace a group's zarr.json; what is on its way lies beside the store, where a dead writer's is swept."""
         aside, target = self.aside(), self.location / group / METADATA
