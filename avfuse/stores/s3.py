@@ -130,10 +130,12 @@ class S3Store(Store):
 
     def put(self, aside: Path, group: str) -> bool:
         """Upload a folder, its zarr.json last and only if there is none yet, and remove the folder."""
+        return self.metadata(group) is None and self.replace(aside, group)
+
+    def replace(self, aside: Path, group: str) -> bool:
+        """Remove what may stand where a group belongs, its zarr.json first, and upload a folder as `put` does."""
         files = {path.relative_to(aside).as_posix(): path for path in aside.rglob("*") if path.is_file()}
         metadata = files.pop(METADATA).read_bytes()
-        if self.metadata(group) is not None:
-            return False
         if group:
             is_ours = self._write_group(group, files, metadata)
         else:  # below the root are groups that others may have filled already, and what is written is the same
