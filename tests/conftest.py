@@ -1,10 +1,22 @@
 """What several test files share."""
 
-from collections.abc import Callable, Sequence
+import contextlib
+import logging
+import os
+import signal
+from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+# Tests that run side by side share the cores: one thread each, of what is imported below and in their subprocesses.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Tables are as wide as in a file: readline, which pytest imports, tells what it starts of a terminal of 80 columns.
+os.environ.pop("COLUMNS", None)
+os.unsetenv("COLUMNS")
+
+# isort: split
 import av
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +44,21 @@ def beep(
     time_s = np.arange(round(duration_s * rate_hz)) / rate_hz
     sounding = (time_s >= at_s) & (time_s < at_s + 0.05)
     return np.asarray(np.where(sounding, 0.5 * np.sin(2 * np.pi * 1000 * time_s), 0), np.float32)
+
+
+@contextlib.contextmanager
+def logging_and_signals_kept() -> Iterator[None]:
+    """Leave log handlers and signal handlers as they were before avfuse's command line set its own."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    root = logging.getLogger()
+    level, before = root.level, list(root.handlers)
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        root.setLevel(level)
+        root.handlers[:] = before
 
 
 _no_flash = flash(-1)

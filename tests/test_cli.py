@@ -1,6 +1,5 @@
 import dataclasses
 import json
-import logging
 import signal
 import subprocess
 import sys
@@ -13,7 +12,7 @@ import pytest
 import tiny
 import torch
 import transcription
-from conftest import write_video
+from conftest import logging_and_signals_kept, write_video
 from test_extract import FACE, FPS, face_video, write_trace
 from toy import toy_cache
 
@@ -46,9 +45,6 @@ TINY = (
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Run]:
     """Call the command line as a shell would: (exit code, standard output, standard error)."""
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    root = logging.getLogger()
-    level, before = root.level, list(root.handlers)
 
     def call(*arguments: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["avfuse", *map(str, arguments)])
@@ -57,11 +53,8 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
         shown = capsys.readouterr()
         return int(leaving.value.code or 0), shown.out, shown.err
 
-    yield call
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
-    root.setLevel(level)
-    root.handlers[:] = before
+    with logging_and_signals_kept():
+        yield call
 
 
 @pytest.fixture

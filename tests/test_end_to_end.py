@@ -7,29 +7,28 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import logging_and_signals_kept
 
 import avfuse
 from avfuse import runs
 from avfuse.cache import FeatureCache
-
-
-def avfuse_command(*arguments: object) -> str:
-    done = subprocess.run(
-        [sys.executable, "-m", "avfuse", *map(str, arguments)], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+from avfuse.cli import cli
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Run the demo corpus through both stages, small."""
+    """Run the demo corpus through both stages, small, in this process: it imports once what every command needs."""
     home = tmp_path_factory.mktemp("home")
-    avfuse_command("demo", home / "demo", "--subjects", 4, "--duration-s", 5)
     weights = ("--video-weights", "random:0", "--audio-weights", "random:0")
-    avfuse_command("extract", home / "demo", "--cache", home / "cache", *weights)
-    for head in ("recursive_joint_attention", "audio_only"):
-        avfuse_command("fuse-train", "--cache", home / "cache", "--head", head, "--epochs", 2, "--amp", "bf16")
+    train = ("fuse-train", "--cache", home / "cache", "--epochs", 2, "--amp", "bf16", "--head")
+    with logging_and_signals_kept():
+        for command in (
+            ("demo", home / "demo", "--subjects", 4, "--duration-s", 4),
+            ("extract", home / "demo", "--cache", home / "cache", *weights),
+            (*train, "recursive_joint_attention"),
+            (*train, "audio_only"),
+        ):
+            cli.main([*map(str, command)], standalone_mode=False)
     return home
 
 
@@ -39,11 +38,11 @@ def test_features_have_the_published_shapes(home: Path) -> None:
     recordings = store.recordings()
     assert {item.source.partition for item in recordings} == {"train", "validation", "test"}
     for item in recordings:
-        assert item.num_clips == 125 // 8
-        assert item.video.shape == (15, 512, 7, 7)
-        assert item.array("audio").shape == (15, 512)
+        assert item.num_clips == 100 // 8
+        assert item.video.shape == (12, 512, 7, 7)
+        assert item.array("audio").shape == (12, 512)
         target = item.array("frame_target")
-        assert target.shape == (125, 2)
+        assert target.shape == (100, 2)
         assert np.isnan(target).all() == (item.source.partition == "test")
         assert item.array("frame_face").mean() > 0.3
 
@@ -58,7 +57,10 @@ def test_runs_hold_a_head_that_predicts(home: Path) -> None:
 
 
 def test_the_report_has_a_row_per_head(home: Path) -> None:
-    rows = json.loads(avfuse_command("report", home / "cache" / "runs", "--format", "json"))["rows"]
+    command = [sys.executable, "-m", "avfuse", "report", home / "cache" / "runs", "--format", "json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(done.stdout)["rows"]
     assert [(row["head"], row["target"]) for row in rows] == [
         (head, target) for head in ("recursive_joint_attention", "audio_only") for target in ("valence", "arousal")
     ]

@@ -11,7 +11,14 @@ import avfuse
 from avfuse import registry
 from avfuse.schema import UsageError
 
-FOLDERS = {"corpus": "corpora", "encoder": "encoders", "head": "fusion", "metric": "metrics", "format": "formats"}
+FOLDERS = {
+    "corpus": "corpora",
+    "encoder": "encoders",
+    "store": "stores",
+    "head": "fusion",
+    "metric": "metrics",
+    "format": "formats",
+}
 every_socket = pytest.mark.parametrize("socket", list(registry.SOCKETS))
 every_row = pytest.mark.parametrize(
     ("socket", "name"), [(socket, name) for socket, table in registry.SOCKETS.items() for name in table]
@@ -21,7 +28,7 @@ every_row = pytest.mark.parametrize(
 def test_every_socket_has_its_folder() -> None:
     root = Path(avfuse.__file__).parent
     folders = {path.parent.name for path in root.glob("*/__init__.py")}
-    assert folders == set(FOLDERS.values())
+    assert folders - {"commands"} == set(FOLDERS.values())  # commands are named by avfuse.cli
     assert set(registry.SOCKETS) == set(FOLDERS)
 
 

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import runpy
 import signal
 import subprocess
 import sys
@@ -17,10 +18,12 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from conftest import logging_and_signals_kept
 from rich.console import Console
 from toy import toy_cache
 
 from avfuse import registry
+from avfuse.cli import cli
 from avfuse.paper import FIGURES, paper_ccc
 from avfuse.runs import RUN_FILE, read_run, write_run
 from avfuse.schema import UsageError
@@ -28,6 +31,7 @@ from avfuse.train import TrainProgress, TrainSummary
 
 SCRIPT = Path(__file__).parents[1] / "tools" / "train_grid.py"
 PROPOSED, RELIABILITY = "recursive_joint_attention", "reliability_joint_attention"
+HEADS = ("audio_only", "visual_only", "concat", PROPOSED)  # of the grid "demo"
 SOON_S = 120  # for what takes seconds on a machine of its own
 
 
@@ -159,7 +163,7 @@ def start() -> Iterator[Start]:
     def call(store: Path, *arguments: object) -> subprocess.Popen[str]:
         command = [sys.executable, SCRIPT, "demo", "--cache", store, "--jobs", 2, "--seed", 0, "--seed", 1, *arguments]
         pipe = subprocess.PIPE
-        process = subprocess.Popen([*map(str, command), "--epochs", "30"], stdout=pipe, stderr=pipe, text=True)
+        process = subprocess.Popen([*map(str, command), "--epochs", "10"], stdout=pipe, stderr=pipe, text=True)
         processes.append(process)
         return process
 
@@ -228,37 +232,54 @@ def test_a_grid_survives_whatever_is_killed(start: Start, tmp_path: Path) -> Non
     assert "stopped; what was finished is kept" in err
     wait_until(lambda: all(map(is_gone, workers)))
 
-    # A worker is killed: its run is named, the others come to their end, and their table is printed.
-    process = start(store.path)
+    # A worker is killed, and a run that was finished cannot be gone on with: both are named with the reason, the others
+    # come to their end, and the table is printed without the two.
+    damaged = finished[0]
+    write_run(damaged, dataclasses.replace(read_run(damaged), options={}))
+    process = start(store.path, "--format", "json")
     wait_until(lambda: len(complete_runs(tmp_path)) > len(finished))
+    time.sleep(0.1)  # so that the worker has told of that run and is at the next
     os.kill(max(workers_of(process)), signal.SIGKILL)
     out, err = process.communicate(timeout=SOON_S)
     assert process.returncode == 3
-    (line,) = [line for line in err.splitlines() if line.startswith("failed: ")]
-    assert re.fullmatch(r"failed: \w+, seed [01]: its process was killed \(SIGKILL\)", line)
-    assert "1 of 8 runs failed and are not in the table" in err
+    failed = [line for line in err.splitlines() if line.startswith("failed: ")]
+    (killed,) = [line for line in failed if re.search(r": its process was killed \(SIGKILL\)$", line)]
+    (refused,) = [line for line in failed if line != killed]
+    head, seed = damaged.parent.name.rpartition("-")[0], damaged.name[-1]
+    assert refused.startswith(f"failed: {head}, seed {seed}: ")
+    assert refused.endswith("holds a run with another options; give another --out or remove it")
+    assert "2 of 8 runs failed and are not in the table" in err
     assert len(complete_runs(tmp_path)) == 7
-    assert all(row in out for row in ("audio_only", "visual_only", "concat", PROPOSED))
+    num_left = {head: 2 - sum(f": {head}, seed " in line for line in failed) for head in HEADS}
+    rows = [(row["head"], len(row["runs"])) for row in json.loads(out)["rows"]]
+    assert rows == [(head, num) for head, num in num_left.items() if num for _ in ("valence", "arousal")]
 
-    # Started again, it does what is missing, and nothing that is there.
-    process = start(store.path, "--format", "json")
+    # Mended and started again, it does what is missing, and nothing that is there.
+    (damaged / RUN_FILE).write_bytes(before[damaged / RUN_FILE][0])
+    before |= content([damaged])
+    process = start(store.path, "--jobs", 1)
     out, err = process.communicate(timeout=SOON_S)
     assert process.returncode == 0, err
     assert err.count("CCC valence") == 1
-    rows = json.loads(out)["rows"]
-    assert [row["head"] for row in rows[::2]] == ["audio_only", "visual_only", "concat", PROPOSED]
-    assert [len(row["runs"]) for row in rows] == [2] * 8
+    assert all(re.search(rf"│ {head} .*± .*│ {head}-\w+/seed-\{{0,1\}} ", out) for head in HEADS)
+    assert len(complete_runs(tmp_path)) == 8
     assert {key: value for key, value in content(complete_runs(tmp_path)).items() if key in before} == before
 
-    # A run that cannot be trained is named with the reason; the table is printed without it.
-    (damaged,) = [run for run in complete_runs(tmp_path) if run.match("concat-*/seed-1")]
-    write_run(damaged, dataclasses.replace(read_run(damaged), options={}))
-    process = start(store.path, "--format", "json")
-    out, err = process.communicate(timeout=SOON_S)
-    assert process.returncode == 3
-    assert "concat, seed 1: " in err
-    assert "holds a run with another options; give another --out or remove it" in err
-    assert [len(row["runs"]) for row in json.loads(out)["rows"]] == [2, 2, 2, 2, 1, 1, 2, 2]
+
+@pytest.fixture
+def run_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[..., int]]:
+    """Run the script in this process, which has its imports, in a folder of its own; return its exit code."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cli, "commands", dict(cli.commands))
+
+    def call(*arguments: str) -> int:
+        monkeypatch.setattr(sys, "argv", [str(SCRIPT), *arguments])
+        with pytest.raises(SystemExit) as leaving:
+            runpy.run_path(str(SCRIPT), run_name="__main__")
+        return int(leaving.value.code or 0)
+
+    with logging_and_signals_kept():
+        yield call
 
 
 @pytest.mark.parametrize(
@@ -270,11 +291,12 @@ def test_a_grid_survives_whatever_is_killed(start: Start, tmp_path: Path) -> Non
         (("demo", "--cache", "nowhere"), "nowhere holds no features; make them with: avfuse extract"),
     ],
 )
-def test_errors_are_those_of_avfuse(arguments: tuple[str, ...], message: str, tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, SCRIPT, *arguments], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("Error: ")
-    assert done.stderr.count("\n") == 1
-    assert message in done.stderr
+def test_errors_are_those_of_avfuse(
+    arguments: tuple[str, ...], message: str, run_here: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_here(*arguments) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err.startswith("Error: ")
+    assert shown.err.count("\n") == 1
+    assert message in shown.err
