@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +17,7 @@ from avfuse import registry
 from avfuse.cache import FAILURES, FeatureCache, features_folder, holds_recordings, open_store
 from avfuse.cache_options import CacheInfoOptions, CacheListOptions
 from avfuse.cached import RECORDINGS, CachedRecording
+from avfuse.encoding import compression_of
 from avfuse.options import cache_home
 from avfuse.schema import UsageError
 from avfuse.sealed import read_attributes, read_sealed
@@ -25,7 +25,6 @@ from avfuse.spec import FORMAT_VERSION
 from avfuse.stores import METADATA, Store
 
 LOCAL_STORES = ("directory", "hdf5")
-_PLAIN_CODECS = ("bytes", "crc32c")
 _READS_AT_ONCE = 16
 
 
@@ -222,11 +221,9 @@ def _count_arrays(recordings: Sequence[CachedRecording], has_files: bool) -> dic
 
 
 def _count_compressions(store: Store, recordings: Sequence[CachedRecording]) -> dict[str, int]:
-    """Return how many recordings' first views are compressed how, by the names that their codecs have."""
+    """Return how many recordings' maps are compressed how, as their first views tell."""
     if store.files("") is None:
         return {}
     with ThreadPoolExecutor(_READS_AT_ONCE) as executor:
-        contents = list(executor.map(lambda item: store.read(f"{item.group}/video/{METADATA}"), recordings))
-    names = [[str(codec["name"]) for codec in json.loads(content)["codecs"]] for content in contents]
-    told = [", ".join(name.rpartition(".")[2] for name in of if name not in _PLAIN_CODECS) or "none" for of in names]
-    return dict(sorted(Counter(told).items()))
+        found = executor.map(lambda item: compression_of(store.read(f"{item.group}/video/{METADATA}")), recordings)
+        return dict(sorted(Counter(found).items()))
