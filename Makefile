@@ -10,7 +10,8 @@ WEIGHTS := --video-weights random:0 --audio-weights random:0
 # Few recordings want more steps per epoch than the defaults give; the same for every head.
 DEMO_TRAINING := --epochs 12 --learning-rate 3e-4 --batch-size 16
 SEEDS  ?= 0 1 2
-# Trainings or tests side by side: on two cores, two of one thread each take half to three quarters of the time of one of both.
+# Trainings or tests side by side: on two cores, two of one thread each take half to three quarters of the time of one
+# of both.
 JOBS   ?= 2
 
 .DEFAULT_GOAL := help
