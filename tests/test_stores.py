@@ -162,8 +162,15 @@ def test_a_group_is_put_replaced_and_removed_whole(kind: str, home: Path | str) 
     store.remove(group)
     assert (store.metadata(group), store.files(group), store.groups(RECORDINGS)) == (None, {}, [])
     store.remove(group)  # nothing more to do
-    assert store.put(second, group)
+    assert store.replace(second, group)
     assert number_of(store, group) == 2
+    longer = write_group(store, 3)
+    (longer / "array" / "c" / "1").write_bytes(b"3")
+    assert store.replace(longer, group)
+    assert not longer.exists()
+    assert store.replace(write_group(store, 2), group)
+    assert number_of(store, group) == 2
+    assert store.files(group) == {METADATA: len(seal({"number": 2})), f"array/{METADATA}": 2, "array/c/0": 1}
     store.write_metadata(group, seal({"number": 2, "more": True}))
     assert store.metadata(group) == seal({"number": 2, "more": True})
     assert store.prepare() == []
