@@ -5,6 +5,7 @@ Whichever it is, the values were compared with their digests before the first is
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
@@ -25,6 +26,7 @@ from avfuse.windows import Window
 MAX_MAPPED_CHUNKS = 16_384  # a process may hold some 65,000 maps of files
 MAX_DECODED_BYTES = 2**28
 _AT_ONCE = 4  # recordings that are read and compared with their digests
+_COPIES_AT_ONCE = min(4, os.cpu_count() or 1)
 _SHARE_OF_DEVICE, _SHARE_OF_RAM = 0.75, 0.5  # of what is free, for maps that are held without being asked for
 
 Item = TypeVar("Item")
@@ -102,9 +104,22 @@ class StreamedMaps:
         size = (max(map(len, batches), default=0), num_clips, *self._shape)
         kept = self._buffers.pop(size, None)  # a new buffer costs as much as a batch: the system hands out its pages
         buffers = kept or [torch.empty(size, dtype=self._dtype, pin_memory=is_cuda) for _ in range(2)]
-        filled = (self._fill(part, buffer) for part, buffer in zip(batches, cycle(buffers), strict=False))
-        yield from self._moved(ahead(filled)) if is_cuda else ahead(filled)
+        with ThreadPoolExecutor(_COPIES_AT_ONCE) as copying:
+            pairs = zip(batches, cycle(buffers), strict=False)
+            filled = (self._fill_side_by_side(part, buffer[: len(part)], copying) for part, buffer in pairs)
+            yield from self._moved(ahead(filled)) if is_cuda else ahead(filled)
         self._buffers = {size: buffers}
+
+    def _fill_side_by_side(
+        self, part: Sequence[tuple[Window, int]], maps_BTCHW: Tensor, executor: ThreadPoolExecutor
+    ) -> Tensor:
+        """Fill a batch, each thread a share of its windows: one core does not use all that the memory gives."""
+        share = max(1, -(-len(part) // _COPIES_AT_ONCE))
+        starts = range(0, len(part), share)
+        list(
+            executor.map(self._fill, (part[i : i + share] for i in starts), (maps_BTCHW[i : i + share] for i in starts))
+        )
+        return maps_BTCHW
 
     def _moved(self, batches: Iterator[Tensor]) -> Iterator[Tensor]:
         """Yield batches on the GPU; they are copied on a stream of their own, and their buffers are free then."""
@@ -116,15 +131,13 @@ class StreamedMaps:
             moved_BTCHW.record_stream(torch.cuda.current_stream(self._device))
             yield moved_BTCHW
 
-    def _fill(self, part: Sequence[tuple[Window, int]], buffer_BTCHW: Tensor) -> Tensor:
+    def _fill(self, part: Sequence[tuple[Window, int]], maps_BTCHW: Tensor) -> None:
         """Copy the maps of windows out of their chunks, several clips at a time."""
-        maps_BTCHW = buffer_BTCHW[: len(part)]
         for row, (window, view) in zip(maps_BTCHW.numpy(), part, strict=True):
             for at, number, clips in self._views[window.recording][view].runs(window.start, window.step, window.count):
                 values = self._chunk(window.recording, view, number)[clips]
                 row[at : at + len(values)] = values
             row[window.count :] = 0
-        return maps_BTCHW
 
     def _read(self, recording: int, view: int, number: int) -> npt.NDArray[Any]:
         return self._views[recording][view].chunk(number)
@@ -144,6 +157,7 @@ class ResidentMaps:
         dtype = getattr(torch, first.dtype.name)
         self._maps_NCHW = torch.empty(num_views * self._num_rows, *self._shape, dtype=dtype, device=device)
         self._maps_NCHW[self._num_rows - 1 :: self._num_rows] = 0
+        self._buffer_NCHW = self._maps_NCHW.new_empty(0)
 
         def load(place: int) -> None:
             for view in range(num_views):
@@ -155,9 +169,17 @@ class ResidentMaps:
         each_once(load, range(len(recordings)))
 
     def gather(self, index_BT: Tensor, view_B: Tensor) -> Tensor:
-        """Return the maps (B, T, C, H, W) of clips by their place among all, the number of clips being padding."""
+        """Return the maps (B, T, C, H, W) of clips by their place among all, the number of clips being padding.
+
+        On a CPU they hold until the next are asked for.
+        """
         rows_N = (index_BT + view_B.unsqueeze(-1) * self._num_rows).flatten().to(self._device, non_blocking=True)
-        return self._maps_NCHW.index_select(0, rows_N).reshape(*index_BT.shape, *self._shape)
+        if self._device.type == "cpu":  # a new tensor costs as much as what is gathered into it
+            self._buffer_NCHW.resize_(len(rows_N), *self._shape)
+            maps_NCHW = torch.index_select(self._maps_NCHW, 0, rows_N, out=self._buffer_NCHW)
+        else:
+            maps_NCHW = self._maps_NCHW.index_select(0, rows_N)
+        return maps_NCHW.reshape(*index_BT.shape, *self._shape)
 
 
 def each_once(act: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
