@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, final
 
 import numpy as np
@@ -63,12 +64,12 @@ class Sums:
         """Number of rated frames."""
         return self.values[..., _NUM]
 
-    @property
+    @cached_property
     def prediction_variance(self) -> Values:
         """Population variance of the predictions, never negative; exactly 0 where they are all equal."""
         return self._variance(_P, _PP)
 
-    @property
+    @cached_property
     def target_variance(self) -> Values:
         """Population variance of the targets, never negative; exactly 0 where they are all equal."""
         return self._variance(_T, _TT)
