@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from avfuse.knobs import knob
-from avfuse.options import CACHE_VARIABLE
+from avfuse.options import CACHE_VARIABLE, COMPRESSIONS, DTYPES, MAPS
 
 _STORE_HELP = f"A feature store, or the folder that holds it.  [default: ${CACHE_VARIABLE}, else ./cache]"
 _PLACE_HELP = f"Folder for everything that can be recomputed.  [default: ${CACHE_VARIABLE}, else ./cache]"
@@ -47,6 +47,37 @@ class CacheDiffOptions:
 
     first: Path | str = knob(help="A feature store, or the folder that holds it.", argument="A")
     second: Path | str = knob(help="The one that it is compared with.", argument="B")
+
+
+@dataclass(frozen=True)
+class CacheShrinkOptions:
+    """Knobs of ``avfuse cache shrink``."""
+
+    store: Path | str | None = knob(None, _STORE_HELP, argument="[STORE]")
+    dtype: str | None = knob(
+        None,
+        "Numbers of the maps: two bytes each, or one, with a scale per channel and recording.  [default: as they are]",
+        choices=DTYPES,
+    )
+    maps: str | None = knob(
+        None, "Keep maps whole, or their mean over the cells.  [default: as they are]", choices=MAPS
+    )
+    compress: str | None = knob(
+        None,
+        "Compress the maps, or let them be plain; it changes no value.  [default: as they are]",
+        choices=COMPRESSIONS,
+    )
+    run: tuple[Path, ...] = knob(
+        (),
+        "Say what the smaller maps cost this run, trained on STORE, or the runs in this folder; may be given several "
+        "times.",
+    )
+    replace: bool = knob(False, "Remove STORE when the smaller one is there and verified.")
+    out: Path | str | None = knob(
+        None, "Folder in whose `features` the smaller store is put.  [default: that of STORE]", flag="--out"
+    )
+    num_workers: int = knob(0, "Recordings that are re-encoded side by side; 0 takes one per core.", minimum=0)
+    device: str = knob("auto", "Where runs predict: auto, cpu, cuda or cuda:N.")
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ COMMANDS = {
     "cache ls": cache_options.CacheListOptions,
     "cache info": cache_options.CacheInfoOptions,
     "cache diff": cache_options.CacheDiffOptions,
+    "cache shrink": cache_options.CacheShrinkOptions,
     "cache gc": cache_options.CacheCollectOptions,
     "cache export": options.CacheExportOptions,
     "cache import": options.CacheImportOptions,

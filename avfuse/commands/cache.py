@@ -18,6 +18,7 @@ from avfuse.cache_options import (
 )
 from avfuse.commands import EXIT_PROBLEMS, json_flag, knobs_of
 from avfuse.commands._exchange import export, import_
+from avfuse.commands._shrink import shrink
 from avfuse.schema import ReportTable, UsageError
 from avfuse.terminal import print_json, print_table, show_progress
 
@@ -26,11 +27,12 @@ MAX_SHOWN = 40
 
 @click.group()
 def cache() -> None:
-    """Look after caches of features: check, mend, list, describe and compare them, take them elsewhere."""
+    """Look after caches of features: check, mend, list, describe, compare and shrink them, take them elsewhere."""
 
 
 cache.add_command(export)
 cache.add_command(import_)
+cache.add_command(shrink)
 
 
 @cache.command()

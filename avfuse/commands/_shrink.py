@@ -1,0 +1,75 @@
+"""``avfuse cache shrink``: a cache with smaller maps, and what they cost the heads that were trained on the larger."""
+
+from typing import Any
+
+import click
+
+from avfuse.cache_options import CacheShrinkOptions
+from avfuse.commands import json_flag, knobs_of
+from avfuse.schema import ReportTable
+from avfuse.terminal import print_json, print_table, show_progress
+
+
+@click.command()
+@knobs_of(CacheShrinkOptions)
+@json_flag
+def shrink(as_json: bool, **knobs: Any) -> None:
+    """Keep the maps in STORE as bytes, pooled or compressed.
+
+    Where values change, that is another store beside STORE, with another fingerprint. Compression changes none: there
+    the recordings are replaced, one by one, and nothing should be trained from them meanwhile. The same command again
+    does only what is missing.
+    """
+    from avfuse.shrinking import shrink as run
+
+    with show_progress("cache shrink") as show:
+        summary = run(
+            CacheShrinkOptions(**knobs),
+            lambda done, total: show(done, total, f"{done}/{total} recordings", done == total),
+        )
+    if as_json:
+        print_json(summary)
+        return
+    num_clips = max(1, summary.num_clips)
+    rows = [
+        ("recordings", f"{summary.num_recordings} ({summary.num_clips:,} clips)"),
+        ("re-encoded now", f"{summary.num_shrunk}"),
+        ("there before", f"{summary.num_present}"),
+        ("size before", _size(summary.num_bytes_before, num_clips)),
+        ("size after", _size(summary.num_bytes_after, num_clips)),
+        ("store", str(summary.store)),
+    ]
+    print_table(ReportTable("", ("cache shrink", ""), tuple(rows), ()))
+    if summary.costs:
+        _print_costs(summary.costs)
+    if summary.store != summary.source:
+        gone = " is removed" if summary.is_replaced else " stays"
+        kin = "" if summary.fingerprint == summary.source_fingerprint else "; its runs are not runs of the smaller one"
+        click.echo(f"{summary.source}{gone}{kin}")
+
+
+def _print_costs(costs: Any) -> None:
+    """Show for every run and target the CCC from either maps, and the mean difference of each target."""
+    rows = [
+        (f"{cost.head}, seed {cost.seed}", target, _ccc(before), _ccc(cost.after[target]), _signed(cost, target))
+        for cost in costs
+        for target, before in cost.before.items()
+    ]
+    if len(costs) > 1:
+        for target in dict.fromkeys(target for cost in costs for target in cost.before):
+            changes = [cost.after[target] - cost.before[target] for cost in costs if target in cost.before]
+            rows.append(("mean", target, "", "", f"{sum(changes) / len(changes):+.4f}"))
+    columns = ("run", "target", "CCC before", "after", "difference")
+    print_table(ReportTable("Validation CCC, nothing trained again", columns, tuple(rows), ()))
+
+
+def _signed(cost: Any, target: str) -> str:
+    return f"{cost.after[target] - cost.before[target]:+.4f}"
+
+
+def _ccc(value: float) -> str:
+    return f"{value:.4f}"
+
+
+def _size(num_bytes: int, num_clips: int) -> str:
+    return f"{num_bytes / 1e6:,.1f} MB ({num_bytes / num_clips:,.0f} bytes per clip)"
