@@ -16,6 +16,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +114,20 @@ def make_epoch(
     return epoch
 
 
+def side_by_side(epoch_of: Callable[[], Callable[[Any], float]], partition: WindowedPartition) -> float:
+    """Return the seconds of an epoch of two heads in two threads of this process, half of the cores each."""
+    num_threads = torch.get_num_threads()
+    halved = partial(torch.set_num_threads, max(1, num_threads // 2))
+    epochs = [epoch_of(), epoch_of()]
+    with ThreadPoolExecutor(2, initializer=halved) as executor:
+        for _ in range(2):  # the first warms up
+            started_s = time.perf_counter()
+            list(executor.map(lambda epoch: epoch(partition), epochs))
+            spent_s = time.perf_counter() - started_s
+    torch.set_num_threads(num_threads)
+    return spent_s
+
+
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """Return the seconds of epochs, their ratios and the shares of waiting."""
     keep_freed_memory()
@@ -135,6 +151,10 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
                     "cached_s": statistics.median(cached_s),
                     "waiting_share": statistics.median(waiting),
                 }
+                if arguments.two_heads:
+                    again = partial(make_epoch, cache, partition, head, amp, arguments.batch_size)
+                    row["two_in_turn_s"] = 2 * row["cached_s"]
+                    row["two_in_threads_s"] = side_by_side(again, partition)
                 if not arguments.no_encoders:
                     row["with_encoders_s"] = epoch(WithEncoders(partition, precision))
                     row["ratio"] = row["with_encoders_s"] / row["cached_s"]
@@ -162,6 +182,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=5, help="epochs from the cache, of which the median counts")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--resident", choices=("no", "ram", "device"), default="no")
+    parser.add_argument("--two-heads", action="store_true", help="also time two heads in two threads of this process")
     parser.add_argument("--no-encoders", action="store_true", help="time the cache alone")
     parser.add_argument("--folder", type=Path, help="where the temporary files go")
     parser.add_argument("--json", action="store_true", help="print one object for other programs")
@@ -186,7 +207,14 @@ def main() -> None:
     title = (
         f"An epoch of {found['num_clips']:,} clips, {found['num_windows']:,} windows, batches of {found['batch_size']}"
     )
-    print_table(ReportTable(title, columns, rows, (), (found["machine"], f"resident: {found['resident']}")))
+    notes = [found["machine"], f"resident: {found['resident']}"]
+    notes += [
+        f"two heads, {row['head']}, {row['precision']}: one after the other {row['two_in_turn_s']:.2f} s, "
+        f"in two threads {row['two_in_threads_s']:.2f} s"
+        for row in found["epochs"]
+        if "two_in_threads_s" in row
+    ]
+    print_table(ReportTable(title, columns, rows, (), tuple(notes)))
 
 
 if __name__ == "__main__":
