@@ -88,3 +88,24 @@ class CacheCollectOptions:
     superseded: bool = knob(
         False, "Also remove, of the stores of one data set made with other settings, all but the one changed last."
     )
+
+
+@dataclass(frozen=True)
+class CacheExportOptions:
+    """Knobs of ``avfuse cache export``."""
+
+    file: Path = knob(help="HDF5 file to write (.h5 or .hdf5).", argument="FILE")
+    cache: Path | str | None = knob(None, _STORE_HELP)
+
+
+@dataclass(frozen=True)
+class CacheImportOptions:
+    """Knobs of ``avfuse cache import``."""
+
+    file: Path = knob(
+        help="Exported cache (.h5, .hdf5), or mapping of the features of others (.toml).", argument="FILE"
+    )
+    cache: Path | str | None = knob(None, _PLACE_HELP)
+    allow_leaks: bool = knob(
+        False, "Go on where a subject or a feature is in two partitions: scores are then too good."
+    )

@@ -22,9 +22,10 @@ import numpy.typing as npt
 from avfuse import partitions
 from avfuse.alignment import Plan, end_frames, frame_target, open_feature, plan_recording, read_ratings
 from avfuse.cache import FeatureCache
+from avfuse.cache_options import CacheImportOptions
 from avfuse.clips import digest_of
 from avfuse.mapping import MODALITIES, FeatureMapping, read_mapping
-from avfuse.options import CacheImportOptions, cache_home
+from avfuse.options import cache_home
 from avfuse.schema import PARTITIONS, Recording, UsageError
 from avfuse.spec import CacheSpec, Source
 from avfuse.writer import RecordingWriter

@@ -19,8 +19,9 @@ import zarr
 
 from avfuse import atomic
 from avfuse.cache import FAILURES, FeatureCache
+from avfuse.cache_options import CacheExportOptions, CacheImportOptions
 from avfuse.cached import DAMAGED, RECORDINGS, CachedRecording, group_of, view_name
-from avfuse.options import CacheExportOptions, CacheImportOptions, cache_home
+from avfuse.options import cache_home
 from avfuse.schema import UsageError
 from avfuse.sealed import read_sealed, seal
 from avfuse.spec import folder_name

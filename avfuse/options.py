@@ -321,28 +321,3 @@ class ImportOptions:
     cache: Path | str | None = knob(None, "Score the run on the validation partition of this feature store, or folder.")
     batch_size: int = knob(32, "Windows per forward pass.", minimum=1)
     device: str = knob("auto", "auto, cpu, cuda or cuda:N.")
-
-
-@dataclass(frozen=True)
-class CacheExportOptions:
-    """Knobs of ``avfuse cache export``."""
-
-    file: Path = knob(help="HDF5 file to write (.h5 or .hdf5).", argument="FILE")
-    cache: Path | str | None = knob(
-        None, f"A feature store, or the folder that holds it.  [default: ${CACHE_VARIABLE}, else ./cache]"
-    )
-
-
-@dataclass(frozen=True)
-class CacheImportOptions:
-    """Knobs of ``avfuse cache import``."""
-
-    file: Path = knob(
-        help="Exported cache (.h5, .hdf5), or mapping of the features of others (.toml).", argument="FILE"
-    )
-    cache: Path | str | None = knob(
-        None, f"Folder for everything that can be recomputed.  [default: ${CACHE_VARIABLE}, else ./cache]"
-    )
-    allow_leaks: bool = knob(
-        False, "Go on where a subject or a feature is in two partitions: scores are then too good."
-    )

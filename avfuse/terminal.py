@@ -110,6 +110,15 @@ def print_table(table: ReportTable) -> None:
         out.print(Text(note), soft_wrap=True)
 
 
+def show_size(num_bytes: float) -> str:
+    """Write a number of bytes as "12.3 MB"."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if num_bytes < 1000 or unit == "GB":
+            break
+        num_bytes /= 1000
+    return f"{num_bytes:,.0f} {unit}" if unit == "bytes" else f"{num_bytes:,.1f} {unit}"
+
+
 def print_json(values: Any) -> None:
     """Print plain values, or a dataclass of them, as one JSON object."""
     plain = dataclasses.asdict(values) if dataclasses.is_dataclass(values) and not isinstance(values, type) else values

@@ -13,11 +13,12 @@ from toy import toy_spec
 
 from avfuse import registry
 from avfuse.cache import FeatureCache
+from avfuse.cache_options import CacheExportOptions
 from avfuse.cached import CachedRecording
 from avfuse.encoding import codecs
 from avfuse.extract import extract
 from avfuse.hdf5 import export_cache
-from avfuse.options import COMPRESSIONS, CacheExportOptions, ExtractOptions
+from avfuse.options import COMPRESSIONS, ExtractOptions
 from avfuse.schema import Failure
 from avfuse.sealed import read_sealed
 from avfuse.spec import FORMAT_VERSION, Source, folder_name

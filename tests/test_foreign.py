@@ -9,9 +9,10 @@ import pytest
 
 from avfuse import foreign, runs
 from avfuse.cache import FeatureCache
+from avfuse.cache_options import CacheImportOptions
 from avfuse.foreign import ForeignSummary, import_features
 from avfuse.mapping import read_mapping
-from avfuse.options import CacheImportOptions, PredictOptions, ReportOptions, TrainOptions
+from avfuse.options import PredictOptions, ReportOptions, TrainOptions
 from avfuse.predict import predict
 from avfuse.report import report
 from avfuse.schema import UsageError

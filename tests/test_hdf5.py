@@ -15,9 +15,10 @@ from toy import add_recording, toy_spec
 
 from avfuse import atomic, checkpoint, hdf5, runs
 from avfuse.cache import FeatureCache
+from avfuse.cache_options import CacheExportOptions, CacheImportOptions
 from avfuse.cached import CachedRecording
 from avfuse.hdf5 import export_cache, import_cache
-from avfuse.options import CacheExportOptions, CacheImportOptions, PredictOptions, TrainOptions
+from avfuse.options import PredictOptions, TrainOptions
 from avfuse.predict import predict
 from avfuse.schema import Failure, UsageError
 from avfuse.sealed import read_sealed, seal

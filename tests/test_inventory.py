@@ -9,10 +9,9 @@ import pytest
 from toy import AUDIO, CHANNELS, MAP, add_recording, toy_spec
 
 from avfuse.cache import FeatureCache
-from avfuse.cache_options import CacheInfoOptions, CacheListOptions
+from avfuse.cache_options import CacheExportOptions, CacheInfoOptions, CacheListOptions
 from avfuse.hdf5 import export_cache
 from avfuse.inventory import ArrayCount, CacheInfo, PartitionCount, StoreEntry, describe_cache, list_stores
-from avfuse.options import CacheExportOptions
 from avfuse.schema import Failure, UsageError
 
 

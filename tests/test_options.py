@@ -30,8 +30,8 @@ COMMANDS = {
     "cache diff": cache_options.CacheDiffOptions,
     "cache shrink": cache_options.CacheShrinkOptions,
     "cache gc": cache_options.CacheCollectOptions,
-    "cache export": options.CacheExportOptions,
-    "cache import": options.CacheImportOptions,
+    "cache export": cache_options.CacheExportOptions,
+    "cache import": cache_options.CacheImportOptions,
 }
 every_command = pytest.mark.parametrize("command", list(COMMANDS))
 every_knob = pytest.mark.parametrize(

@@ -14,12 +14,12 @@ from toy import CHANNELS, MAP, add_recording, toy_cache, toy_spec
 
 from avfuse import shrinking
 from avfuse.cache import FeatureCache
-from avfuse.cache_options import CacheShrinkOptions
+from avfuse.cache_options import CacheExportOptions, CacheShrinkOptions
 from avfuse.cached import CachedRecording, view_name
 from avfuse.cli import cli
 from avfuse.encoding import decode, find_scale, to_bytes
 from avfuse.hdf5 import export_cache
-from avfuse.options import CacheExportOptions, TrainOptions
+from avfuse.options import TrainOptions
 from avfuse.schema import Failure, UsageError
 from avfuse.shrinking import ShrinkSummary, make_smaller
 from avfuse.spec import Source

@@ -12,9 +12,9 @@ from toy import add_recording, toy_spec
 
 from avfuse import registry
 from avfuse.cache import FAILURES, RECORDINGS, FeatureCache, open_store
+from avfuse.cache_options import CacheExportOptions
 from avfuse.cached import group_of
 from avfuse.hdf5 import export_cache
-from avfuse.options import CacheExportOptions
 from avfuse.schema import Failure, UsageError
 from avfuse.sealed import read_attributes, seal
 from avfuse.spec import folder_name

@@ -51,3 +51,18 @@ def test_json_has_no_nan(capsys: pytest.CaptureFixture[str]) -> None:
 
     terminal.print_json(Summary({"valence": math.nan, "arousal": 0.5}, (math.inf, 1.0)))
     assert json.loads(capsys.readouterr().out) == {"ccc": {"valence": None, "arousal": 0.5}, "runs": [None, 1.0]}
+
+
+@pytest.mark.parametrize(
+    ("num_bytes", "expected"),
+    [
+        (0, "0 bytes"),
+        (999, "999 bytes"),
+        (1000, "1.0 kB"),
+        (102_765_000, "102.8 MB"),
+        (17.6e9, "17.6 GB"),
+        (5e12, "5,000.0 GB"),
+    ],
+)
+def test_sizes_are_decimal(num_bytes: float, expected: str) -> None:
+    assert terminal.show_size(num_bytes) == expected

@@ -15,10 +15,10 @@ from toy import add_recording, toy_spec
 
 from avfuse import registry
 from avfuse.cache import FeatureCache
-from avfuse.cache_options import CacheRepairOptions, CacheVerifyOptions
+from avfuse.cache_options import CacheExportOptions, CacheRepairOptions, CacheVerifyOptions
 from avfuse.extract import ExtractSummary, extract
 from avfuse.hdf5 import export_cache
-from avfuse.options import CacheExportOptions, ExtractOptions
+from avfuse.options import ExtractOptions
 from avfuse.schema import Failure, UsageError
 from avfuse.stores.directory import DirectoryStore
 from avfuse.upkeep import RepairSummary, repair, verify

@@ -20,10 +20,10 @@ from typing import Any
 import numpy as np
 
 from avfuse.cache import FeatureCache, locate, open_store
+from avfuse.cache_options import CacheExportOptions
 from avfuse.cached import RECORDINGS, CachedRecording
 from avfuse.clips import digest_of
 from avfuse.hdf5 import export_cache
-from avfuse.options import CacheExportOptions
 from avfuse.schema import Failure, UsageError
 from avfuse.spec import CacheSpec, Source
 from avfuse.stores import Store

@@ -5,10 +5,10 @@ from typing import Any
 
 import click
 
+from avfuse.cache_options import CacheExportOptions, CacheImportOptions
 from avfuse.commands import json_flag, knobs_of
-from avfuse.options import CacheExportOptions, CacheImportOptions
 from avfuse.schema import ReportTable, UsageError
-from avfuse.terminal import print_json, print_table, show_progress
+from avfuse.terminal import print_json, print_table, show_progress, show_size
 
 HDF5_SUFFIXES, MAPPING_SUFFIX = (".h5", ".hdf5"), ".toml"
 
@@ -36,7 +36,7 @@ def export(as_json: bool, **knobs: Any) -> None:
         ("recordings", f"{summary.num_recordings}"),
         ("failures", f"{summary.num_failures}"),
         ("clips", f"{summary.num_clips:,}"),
-        ("size", f"{summary.num_bytes / 2**20:,.1f} MiB"),
+        ("size", show_size(summary.num_bytes)),
         ("store", summary.store),
         ("file", summary.file),
     ]

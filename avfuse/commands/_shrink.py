@@ -7,7 +7,7 @@ import click
 from avfuse.cache_options import CacheShrinkOptions
 from avfuse.commands import json_flag, knobs_of
 from avfuse.schema import ReportTable
-from avfuse.terminal import print_json, print_table, show_progress
+from avfuse.terminal import print_json, print_table, show_progress, show_size
 
 
 @click.command()
@@ -72,4 +72,4 @@ def _ccc(value: float) -> str:
 
 
 def _size(num_bytes: int, num_clips: int) -> str:
-    return f"{num_bytes / 1e6:,.1f} MB ({num_bytes / num_clips:,.0f} bytes per clip)"
+    return f"{show_size(num_bytes)} ({num_bytes / num_clips:,.0f} bytes per clip)"

@@ -20,7 +20,7 @@ from avfuse.commands import EXIT_PROBLEMS, json_flag, knobs_of
 from avfuse.commands._exchange import export, import_
 from avfuse.commands._shrink import shrink
 from avfuse.schema import ReportTable, UsageError
-from avfuse.terminal import print_json, print_table, show_progress
+from avfuse.terminal import print_json, print_table, show_progress, show_size
 
 MAX_SHOWN = 40
 
@@ -53,7 +53,7 @@ def verify(as_json: bool, **knobs: Any) -> None:
         print_json(found)
     else:
         held = f"{_count(found.num_recordings, 'recording')}, {_count(found.num_failures, 'failure')}"
-        files = f", {_count(found.num_files, 'file')}, {_size(found.num_bytes)}" if found.num_files else ""
+        files = f", {_count(found.num_files, 'file')}, {show_size(found.num_bytes)}" if found.num_files else ""
         if found.damages:
             rows = [(damage.recording or "-", damage.path or "-", damage.message) for damage in found.damages]
             _print_rows(("recording", "where", "what is wrong"), rows)
@@ -109,7 +109,7 @@ def list_(as_json: bool, **knobs: Any) -> None:
             f"{store.num_recordings:,}",
             f"{store.num_failures:,}",
             f"{store.num_clips:,}",
-            _size(store.num_bytes),
+            show_size(store.num_bytes),
             store.state or store.storage,
             store.changed[:16].replace("T", " "),
         )
@@ -131,7 +131,7 @@ def info(as_json: bool, **knobs: Any) -> None:
         print_json(found)
         return
     rows = [("store", found.store), ("fingerprint", found.fingerprint)]
-    rows += [("size", _size(found.num_bytes)), ("changed (UTC)", found.changed[:16].replace("T", " "))]
+    rows += [("size", show_size(found.num_bytes)), ("changed (UTC)", found.changed[:16].replace("T", " "))]
     rows += _flat(found.settings) + _flat(found.provenance, "provenance.")
     print_table(ReportTable("", ("cache", ""), tuple(rows), ()))
     counts = [
@@ -140,7 +140,12 @@ def info(as_json: bool, **knobs: Any) -> None:
     ]
     _print_rows(("partition", "recordings", "subjects", "clips", "minutes"), counts)
     arrays = [
-        (name, of.dtype, _size(of.num_value_bytes), "-" if of.num_file_bytes is None else _size(of.num_file_bytes))
+        (
+            name,
+            of.dtype,
+            show_size(of.num_value_bytes),
+            "-" if of.num_file_bytes is None else show_size(of.num_file_bytes),
+        )
         for name, of in found.arrays.items()
     ]
     _print_rows(("array", "numbers", "values", "files"), arrays)
@@ -222,11 +227,11 @@ def gc(as_json: bool, yes: bool, **knobs: Any) -> None:
         return
     kinds = [*((item, item.kind) for item in found.found), *((item, "kept") for item in found.kept)]
     if kinds:
-        rows = [(PurePosixPath(item.path).name, kind, _size(item.num_bytes), item.reason) for item, kind in kinds]
+        rows = [(PurePosixPath(item.path).name, kind, show_size(item.num_bytes), item.reason) for item, kind in kinds]
         _print_rows(("what", "kind", "size", "why"), rows)
-    click.echo(f"{found.place}: {_count(len(found.found), 'left-over')}, {_size(found.num_bytes)}")
+    click.echo(f"{found.place}: {_count(len(found.found), 'left-over')}, {show_size(found.num_bytes)}")
     if found.found and (yes or _agrees(len(found.found))):
-        click.echo(f"freed {_size(remove_leftovers(found.found))}")
+        click.echo(f"freed {show_size(remove_leftovers(found.found))}")
 
 
 def _agrees(count: int) -> bool:
@@ -244,15 +249,6 @@ def _print_rows(columns: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> No
 
 def _count(number: int, thing: str) -> str:
     return f"{number:,} {thing}{'' if number == 1 else 's'}"
-
-
-def _size(num_bytes: float) -> str:
-    """Write a number of bytes as "12.3 MB"."""
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if num_bytes < 1000 or unit == "GB":
-            break
-        num_bytes /= 1000
-    return f"{num_bytes:,.0f} {unit}" if unit == "bytes" else f"{num_bytes:,.1f} {unit}"
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
