@@ -26,7 +26,7 @@ from typing import Any
 
 from avfuse import atomic, registry
 from avfuse.cached import DAMAGED, RECORDINGS, CachedRecording, group_of
-from avfuse.options import cache_home
+from avfuse.options import local_home
 from avfuse.schema import Failure, UsageError
 from avfuse.sealed import read_attributes, read_sealed, seal
 from avfuse.spec import FORMAT_VERSION, CacheSpec, Source, folder_name, tell_differences
@@ -186,8 +186,7 @@ class FeatureCache:
         """The folder of `features` and `runs`: the one that holds the store, else the one of the user's choice."""
         if isinstance(self.path, Path) and self.path.resolve().parent.name == "features":
             return self.path.resolve().parent.parent
-        chosen = cache_home(None)
-        return chosen if isinstance(chosen, Path) else Path("cache")
+        return local_home()
 
     @property
     def provenance(self) -> dict[str, Any]:

@@ -86,7 +86,7 @@ def test_a_cache_four_times_the_memory_is_trained_from_without_growing(large_cac
     assert done.returncode == 0, done.stderr
     first, *later = json.loads(done.stdout)
     assert len(later) == 2
-    assert max(later) - first < 4 * 2**20  # bytes; an epoch reads ninety times as much
+    assert max(later) - first < 16 * 2**20  # bytes: threads leave a few; an epoch reads twenty times as much
     held = run(large_cache, "ram")  # the limit is one
     assert held.returncode != 0
     assert "MemoryError" in held.stderr or "can't allocate memory" in held.stderr
