@@ -92,7 +92,7 @@ def _score(place: Path, record: runs.RunRecord, cache: FeatureCache, device: tor
         overlap=int(record.options.get("overlap", 0)),
         fold=parse_fold(fold) if fold else None,
         targets=record.targets,
-        resident=find_residence(cache, "auto", device, partitions),
+        resident=find_residence(cache, "auto", device, dict.fromkeys(partitions, 1)),
         device=device,
     )
     amp = str(record.options.get("amp", "off"))

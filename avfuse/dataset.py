@@ -7,7 +7,7 @@ what an index gathers from them. Feature maps are gathered from where they lie; 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -193,7 +193,7 @@ class WindowedPartition:
         maps: Iterator[Tensor]
         if isinstance(self._maps, ResidentMaps):
             views_of = [torch.tensor([view for _, view in part]) for part in parts]
-            maps = map(self._maps.gather, (self._index_WT[place_B] for place_B in place_of), views_of)
+            maps = self._maps.gather_all(zip((self._index_WT[place_B] for place_B in place_of), views_of, strict=True))
         else:
             windows_of = [[(self.windows[place], view) for place, view in part] for part in parts]
             maps = self._maps.gather_all(windows_of, self.num_clips)
@@ -294,13 +294,13 @@ class WindowedPartition:
         return each_once(read, self.recordings)
 
 
-def find_residence(cache: FeatureCache, wanted: str, device: torch.device, partitions: Collection[str]) -> str:
-    """Return where the maps of some partitions, in all their views, are held; see `choose_residence`."""
-    items = [item for item in cache.recordings() if item.source.partition in partitions]
-    views = each_once(lambda pair: pair[0].view(pair[1]), [(item, i) for item in items for i in range(item.num_views)])
+def find_residence(cache: FeatureCache, wanted: str, device: torch.device, num_views: Mapping[str, int]) -> str:
+    """Return where the maps of some partitions are held, so many views of each; see `choose_residence`."""
+    pairs = [(item, view) for item in cache.recordings() for view in range(num_views.get(item.source.partition, 0))]
+    views = each_once(lambda pair: pair[0].view(pair[1]), pairs)
     num_bytes, is_mapped = sum(view.num_bytes for view in views), all(view.is_mapped for view in views)
     residence = choose_residence(wanted, num_bytes, is_mapped, device)
-    log.info("%.2f GB of maps, resident: %s", num_bytes / 1e9, residence)
+    log.info("%.0f MB of maps, resident: %s", num_bytes / 1e6, residence)
     return residence
 
 

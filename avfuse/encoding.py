@@ -1,7 +1,7 @@
 """How feature maps are kept: as halves or as bytes, whole or pooled, plain or compressed.
 
 Bytes keep ``round((value - offset) / scale)`` with one scale and one offset per channel and recording, so that the
-lowest value of a channel (or 0, if that is lower) is 0 and the highest is 255; their error is half a scale at most.
+lowest value of a channel is 0 and the highest is 255; their error is half a scale at most.
 
 Everything begins with halves: what is pooled, and what becomes bytes, are the halves that would be kept. So a cache
 that is made smaller later is, to the last bit, what extraction would have made.
@@ -65,7 +65,7 @@ def compression_of(metadata: bytes) -> str:
 
 def find_scale(lowest_C: npt.NDArray[np.float32], highest_C: npt.NDArray[np.float32]) -> tuple[Any, Any]:
     """Return scale and offset of each channel, (C,) float32 each, from its lowest and highest value."""
-    offset_C = np.minimum(lowest_C, 0).astype(np.float32) + np.float32(0)  # which turns -0 into 0
+    offset_C = lowest_C.astype(np.float32) + np.float32(0)  # which turns -0 into 0
     return ((highest_C - offset_C) / _MAX_BYTE).astype(np.float32) + np.float32(0), offset_C
 
 

@@ -6,7 +6,7 @@ Whichever it is, the values were compared with their digests before the first is
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from itertools import cycle
@@ -54,7 +54,7 @@ def choose_residence(wanted: str, num_bytes: int, is_mapped: bool, device: torch
         free = free_bytes(device if wanted == "device" else cpu)
         if num_bytes > free:
             raise UsageError(
-                f"--resident {wanted}: the maps take {num_bytes / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free; "
+                f"--resident {wanted}: the maps take {num_bytes / 1e6:,.0f} MB, and {free / 1e6:,.0f} MB are free; "
                 "take --resident auto, or make the cache smaller with: avfuse cache shrink"
             )
     return wanted
@@ -86,13 +86,17 @@ class StreamedMaps:
             return [_read_in(item, view) if in_memory else _checked(item, view) for view in range(num_views)]
 
         self._device = device
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
         self._buffers: dict[tuple[int, ...], list[Tensor]] = {}
-        self._views = each_once(take, recordings)
-        first = self._views[0][0]
+        views = self._views = each_once(take, recordings)
+        first = views[0][0]
         self._shape, self._dtype = first.shape[1:], getattr(torch, first.dtype.name)
         chunk_bytes = max(1, first.num_bytes // max(1, first.num_chunks))
         held = MAX_MAPPED_CHUNKS if first.is_mapped else max(2, MAX_DECODED_BYTES // chunk_bytes)
-        self._chunk: Callable[[int, int, int], npt.NDArray[Any]] = lru_cache(held)(self._read)
+        # It holds the views and not this object, so that what is kept goes with the object.
+        self._chunk: Callable[[int, int, int], npt.NDArray[Any]] = lru_cache(held)(
+            lambda recording, view, number: views[recording][view].chunk(number)
+        )
 
     def gather_all(self, batches: Sequence[Sequence[tuple[Window, int]]], num_clips: int) -> Iterator[Tensor]:
         """Yield the maps (B, T, C, H, W) of batches of windows, each window with its view; padding is zero.
@@ -100,15 +104,25 @@ class StreamedMaps:
         A thread gathers the next batch into one of two buffers while the other is used, so that maps in the memory of
         this machine hold until the next are asked for. On their way to a GPU they wait for nothing computed there.
         """
-        is_cuda = self._device.type == "cuda"
         size = (max(map(len, batches), default=0), num_clips, *self._shape)
         kept = self._buffers.pop(size, None)  # a new buffer costs as much as a batch: the system hands out its pages
-        buffers = kept or [torch.empty(size, dtype=self._dtype, pin_memory=is_cuda) for _ in range(2)]
+        is_pinned = self._stream is not None
+        buffers = kept or [torch.empty(size, dtype=self._dtype, pin_memory=is_pinned) for _ in range(2)]
         with ThreadPoolExecutor(_COPIES_AT_ONCE) as copying:
             pairs = zip(batches, cycle(buffers), strict=False)
             filled = (self._fill_side_by_side(part, buffer[: len(part)], copying) for part, buffer in pairs)
-            yield from self._moved(ahead(filled)) if is_cuda else ahead(filled)
+            yield from ahead(filled if self._stream is None else self._move(filled, self._stream))
         self._buffers = {size: buffers}
+
+    def _move(self, batches: Iterator[Tensor], stream: torch.cuda.Stream) -> Iterator[Tensor]:
+        """Yield batches on the GPU, copied there by a stream of their own: nothing that is computed is waited for."""
+        user = torch.cuda.current_stream(self._device)
+        for maps_BTCHW in batches:
+            with torch.cuda.stream(stream):
+                moved_BTCHW = maps_BTCHW.to(self._device, non_blocking=True)
+            stream.synchronize()  # for the copy alone, after which the buffer may be filled again
+            moved_BTCHW.record_stream(user)
+            yield moved_BTCHW
 
     def _fill_side_by_side(
         self, part: Sequence[tuple[Window, int]], maps_BTCHW: Tensor, executor: ThreadPoolExecutor
@@ -139,9 +153,6 @@ class StreamedMaps:
                 row[at : at + len(values)] = values
             row[window.count :] = 0
 
-    def _read(self, recording: int, view: int, number: int) -> npt.NDArray[Any]:
-        return self._views[recording][view].chunk(number)
-
 
 class ResidentMaps:
     """Maps of all clips in one tensor, in the memory of the device that computes, from which windows are gathered.
@@ -157,7 +168,7 @@ class ResidentMaps:
         dtype = getattr(torch, first.dtype.name)
         self._maps_NCHW = torch.empty(num_views * self._num_rows, *self._shape, dtype=dtype, device=device)
         self._maps_NCHW[self._num_rows - 1 :: self._num_rows] = 0
-        self._buffer_NCHW = self._maps_NCHW.new_empty(0)
+        self._spare: list[Tensor] = []
 
         def load(place: int) -> None:
             for view in range(num_views):
@@ -168,18 +179,22 @@ class ResidentMaps:
 
         each_once(load, range(len(recordings)))
 
-    def gather(self, index_BT: Tensor, view_B: Tensor) -> Tensor:
-        """Return the maps (B, T, C, H, W) of clips by their place among all, the number of clips being padding.
+    def gather_all(self, batches: Iterable[tuple[Tensor, Tensor]]) -> Iterator[Tensor]:
+        """Yield the maps (B, T, C, H, W) of batches of clips, given by their places among all, (B, T), and views, (B,).
 
-        On a CPU they hold until the next are asked for.
+        The number of clips stands for padding. On a CPU maps hold until the next are asked for.
         """
-        rows_N = (index_BT + view_B.unsqueeze(-1) * self._num_rows).flatten().to(self._device, non_blocking=True)
-        if self._device.type == "cpu":  # a new tensor costs as much as what is gathered into it
-            self._buffer_NCHW.resize_(len(rows_N), *self._shape)
-            maps_NCHW = torch.index_select(self._maps_NCHW, 0, rows_N, out=self._buffer_NCHW)
-        else:
-            maps_NCHW = self._maps_NCHW.index_select(0, rows_N)
-        return maps_NCHW.reshape(*index_BT.shape, *self._shape)
+        # A new tensor costs as much as what is gathered into it; a GPU keeps the memory of those that are gone.
+        buffer = self._spare.pop() if self._spare else self._maps_NCHW.new_empty(0)
+        for index_BT, view_B in batches:
+            rows_N = (index_BT + view_B.unsqueeze(-1) * self._num_rows).flatten().to(self._device, non_blocking=True)
+            if self._device.type == "cpu":
+                buffer.resize_(len(rows_N), *self._shape)
+                maps_NCHW = torch.index_select(self._maps_NCHW, 0, rows_N, out=buffer)
+            else:
+                maps_NCHW = self._maps_NCHW.index_select(0, rows_N)
+            yield maps_NCHW.reshape(*index_BT.shape, *self._shape)
+        self._spare = [buffer]
 
 
 def each_once(act: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:

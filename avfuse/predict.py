@@ -146,7 +146,7 @@ def _predict(
         spacing,
         overlap=overlap,
         targets=record.targets,
-        resident=find_residence(cache, "auto", device, (options.partition,)),
+        resident=find_residence(cache, "auto", device, {options.partition: 1}),
         device=device,
     )
     amp = str(record.options.get("amp", "off"))

@@ -276,7 +276,7 @@ class Annotation:
 
 @dataclass
 class Batch:
-    """Windows of T consecutive clips, padded at the end to one length.
+    """Windows of T consecutive clips, padded at the end to one length; what maps hold at padding means nothing.
 
     Attributes
     ----------

@@ -61,7 +61,7 @@ def test_a_byte_is_half_a_scale_away_at_most(kind: str) -> None:
     levels_NCHW = to_bytes(half_NCHW, scale_C, offset_C)
     assert levels_NCHW.dtype == np.uint8
     exact_NCHW = half_NCHW.astype(np.float64)
-    span_C = exact_NCHW.max(axis=(0, 2, 3)) - np.minimum(exact_NCHW.min(axis=(0, 2, 3)), 0)
+    span_C = exact_NCHW.max(axis=(0, 2, 3)) - exact_NCHW.min(axis=(0, 2, 3))
     np.testing.assert_allclose(scale_C, span_C / 255, rtol=1e-6)
     read_NCHW = offset_C[:, None, None] + scale_C[:, None, None].astype(np.float64) * levels_NCHW
     error_C = np.abs(read_NCHW - exact_NCHW).max(axis=(0, 2, 3))
@@ -107,7 +107,7 @@ def test_lowest_and_highest_are_the_ends_of_the_range() -> None:
 def test_a_channel_of_one_value_costs_nothing_of_it() -> None:
     half_NCHW = ranges("constant")
     scale_C, offset_C = scale_of(half_NCHW)
-    assert scale_C[:3].tolist() == [0, 0, 0]
+    assert not scale_C.any()
     read_NCHW = decode(to_bytes(half_NCHW, scale_C, offset_C), (scale_C, offset_C)).numpy()
     np.testing.assert_allclose(read_NCHW, half_NCHW, rtol=1e-6)
     assert (read_NCHW[:, :3] == half_NCHW[:, :3]).all()

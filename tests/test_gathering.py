@@ -1,6 +1,8 @@
 """Maps of windows, gathered from files, decoded chunks, memory or a device: always what was written, or an error."""
 
+import gc
 import time
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,11 +11,12 @@ import pytest
 import torch
 from toy import add_recording, toy_cache, toy_spec
 
-from avfuse import gathering
+from avfuse import dataset, gathering, train
 from avfuse.cache import FeatureCache
 from avfuse.dataset import WindowedPartition
 from avfuse.encoding import decode
 from avfuse.gathering import ahead, choose_residence, each_once
+from avfuse.options import TrainOptions
 from avfuse.schema import UsageError
 
 every_residence = pytest.mark.parametrize("resident", ["no", "ram", "device"])
@@ -123,7 +126,7 @@ def test_a_gpu_is_taken_where_maps_fit(monkeypatch: pytest.MonkeyPatch, free: in
 @pytest.mark.parametrize("wanted", ["ram", "device"])
 def test_what_does_not_fit_is_refused(monkeypatch: pytest.MonkeyPatch, wanted: str) -> None:
     monkeypatch.setattr(gathering, "free_bytes", lambda device: 2_000_000_000)
-    with pytest.raises(UsageError, match=rf"--resident {wanted}: the maps take 2.50 GB, and 2.00 GB are free; take"):
+    with pytest.raises(UsageError, match=rf"--resident {wanted}: the maps take 2,500 MB, and 2,000 MB are free; take"):
         choose_residence(wanted, 2_500_000_000, True, CPU)
 
 
@@ -174,8 +177,9 @@ def test_a_batch_that_is_asked_for_by_itself_stays(tmp_path: Path, resident: str
     assert torch.equal(first.video_BTCHW, before)
 
 
-def test_a_pass_that_was_left_midway_disturbs_no_other(tmp_path: Path) -> None:
-    partition = WindowedPartition(toy_cache(tmp_path), "train", 16, 32)
+@every_residence
+def test_a_pass_that_was_left_midway_disturbs_no_other(tmp_path: Path, resident: str) -> None:
+    partition = WindowedPartition(toy_cache(tmp_path), "train", 16, 32, resident=resident)
     order = range(len(partition.windows))
     expected = [batch.video_BTCHW.clone() for _, batch in partition.batches(order, 4)]
     left = partition.batches(order, 4)
@@ -185,3 +189,45 @@ def test_a_pass_that_was_left_midway_disturbs_no_other(tmp_path: Path) -> None:
     left.close()
     for (_, batch), maps_BTCHW in zip(partition.batches(order, 4), expected, strict=True):
         assert torch.equal(batch.video_BTCHW, maps_BTCHW)
+
+
+@every_residence
+def test_two_passes_at_once_do_not_share_a_buffer(tmp_path: Path, resident: str) -> None:
+    partition = WindowedPartition(toy_cache(tmp_path), "train", 16, 32, resident=resident)
+    order = list(range(len(partition.windows)))
+    expected = [batch.video_BTCHW.clone() for _, batch in partition.batches(order, 4)]
+    back = [batch.video_BTCHW.clone() for _, batch in partition.batches(order[::-1], 4)]
+    both = zip(partition.batches(order, 4), partition.batches(order[::-1], 4), expected, back, strict=True)
+    for (_, first), (_, second), maps_BTCHW, others_BTCHW in both:
+        assert torch.equal(first.video_BTCHW, maps_BTCHW)
+        assert torch.equal(second.video_BTCHW, others_BTCHW)
+
+
+@every_residence
+def test_maps_go_with_their_partition(tmp_path: Path, resident: str) -> None:
+    partition = WindowedPartition(toy_cache(tmp_path), "train", 16, 32, resident=resident)
+    for _ in partition.batches(range(len(partition.windows)), 4):
+        pass
+    maps = weakref.ref(partition._maps)
+    gc.disable()  # nothing waits for a collection of cycles
+    try:
+        del partition
+        assert maps() is None
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("fold", [None, "1/2"])
+def test_only_the_views_that_are_asked_for_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fold: str | None
+) -> None:
+    store = FeatureCache.create(tmp_path, toy_spec(views={"count": 3}), {})
+    for number, partition in enumerate(("train", "train", "validation", "test")):
+        add_recording(store, f"{number}", partition, 10, seed=number)
+    clip_bytes = store.recordings()[0].video.num_bytes // 10
+    asked: list[int] = []
+    monkeypatch.setattr(dataset, "choose_residence", lambda wanted, num_bytes, *_: asked.append(num_bytes) or "no")
+    options = TrainOptions(cache=tmp_path, head="concat", fold=fold, device="cpu")
+    train._load_data(options, store)
+    dataset.find_residence(store, "auto", CPU, {"test": 1})
+    assert asked == [(20 * 3 + 10 * (1 if fold is None else 3)) * clip_bytes, 10 * clip_bytes]

@@ -9,6 +9,7 @@ import pytest
 import torch
 from toy import AUDIO, CHANNELS, MAP, add_recording, toy_cache, toy_spec
 
+from avfuse import registry
 from avfuse.cache import FeatureCache
 from avfuse.checkpoint import build_head
 from avfuse.dataset import WindowedPartition
@@ -18,10 +19,10 @@ from avfuse.options import TrainOptions
 from avfuse.passes import call_head, predict_clips, train_once
 
 
-def make_head(name: str = "concat") -> Any:
+def make_head(name: str = "concat", **changes: Any) -> Any:
     torch.manual_seed(0)
     sizes = {"audio_size": AUDIO, "video_size": CHANNELS, "map_size": MAP, "num_clips": 16}
-    return build_head(name, {"targets": ["valence", "arousal"], **sizes})
+    return build_head(name, {"targets": ["valence", "arousal"], **sizes, **changes})
 
 
 def pass_once(
@@ -131,11 +132,15 @@ def test_predicting_is_in_evaluation_mode_and_in_the_precision_asked_for(tmp_pat
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("resident", ["no", "device"])
-def test_nothing_in_a_step_waits_for_the_gpu(tmp_path: Path, resident: str) -> None:
+@pytest.mark.parametrize("form", ["paper", "released"])
+@pytest.mark.parametrize("name", registry.HEADS)
+def test_nothing_in_a_step_waits_for_the_gpu(tmp_path: Path, name: str, form: str, resident: str) -> None:
+    if form == "released" and name == "reliability_joint_attention":
+        pytest.skip("it was never released")
     device = torch.device("cuda")
     partition = WindowedPartition(toy_cache(tmp_path), "train", 16, 32, resident=resident, device=device)
     assert min(window.count for window in partition.windows) < 16  # some are padded
-    head = make_head().to(device)
+    head = make_head(name, form=form).to(device)
     optimizer = torch.optim.Adam(head.parameters(), lr=1e-3, fused=True)
     for mode in ("default", "error"):
         for _, batch in partition.batches(partition.rated_windows(), 8):

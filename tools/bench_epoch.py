@@ -11,6 +11,7 @@ Waiting is the time that the training loop spends asking for the next batch.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import statistics
 import sys
 import tempfile
@@ -62,14 +63,19 @@ class WithEncoders:
     def batches(self, places: Sequence[int], size: int, views: Any = None) -> Iterator[tuple[Sequence[int], Batch]]:
         """Yield batches as the partition does, with features of the encoders."""
         for chosen, batch in self.partition.batches(places, size, views):
-            num_clips = batch.mask_BT.numel()
-            with torch.inference_mode():
-                parts = range(0, num_clips, ENCODED_AT_ONCE)
-                video = torch.cat([self._video(self._crops) for _ in parts])[:num_clips]
-                audio = torch.cat([self._audio(self._sound) for _ in parts])[:num_clips]
-            batch.video_BTCHW = video.reshape(batch.video_BTCHW.shape).clone()
-            batch.audio_BTA = audio.reshape(batch.audio_BTA.shape).clone()
-            yield chosen, batch
+            is_clip_BT = batch.mask_BT.to(self.device)
+            num_clips = int(batch.mask_BT.sum())  # padding is not encoded
+            video_BTCHW, audio_BTA = batch.video_BTCHW.float(), batch.audio_BTA.clone()
+            video_BTCHW[is_clip_BT], audio_BTA[is_clip_BT] = self.encode(num_clips)
+            yield chosen, dataclasses.replace(batch, video_BTCHW=video_BTCHW, audio_BTA=audio_BTA)
+
+    def encode(self, num_clips: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the features of so many clips."""
+        with torch.inference_mode():
+            parts = range(0, num_clips, ENCODED_AT_ONCE)
+            video_NCHW = torch.cat([self._video(self._crops) for _ in parts])[:num_clips]
+            audio_NA = torch.cat([self._audio(self._sound) for _ in parts])[:num_clips]
+        return video_NCHW, audio_NA
 
 
 class Watched:
@@ -114,18 +120,26 @@ def make_epoch(
     return epoch
 
 
-def side_by_side(epoch_of: Callable[[], Callable[[Any], float]], partition: WindowedPartition) -> float:
-    """Return the seconds of an epoch of two heads in two threads of this process, half of the cores each."""
+def time_two_heads(
+    epoch_of: Callable[[], Callable[[Any], float]], partition: WindowedPartition, rounds: int
+) -> tuple[float, float]:
+    """Return the seconds of an epoch of two heads, one after the other and in two threads with half of the cores each.
+
+    They take turns, after one round that warms up; medians count.
+    """
     num_threads = torch.get_num_threads()
-    halved = partial(torch.set_num_threads, max(1, num_threads // 2))
-    epochs = [epoch_of(), epoch_of()]
-    with ThreadPoolExecutor(2, initializer=halved) as executor:
-        for _ in range(2):  # the first warms up
+    epochs, spent_s = [epoch_of(), epoch_of()], ([], [])
+    with ThreadPoolExecutor(2) as executor:
+        for _ in range(rounds + 1):
+            torch.set_num_threads(num_threads)
+            spent_s[0].append(sum(epoch(partition) for epoch in epochs))
+            list(executor.map(torch.set_num_threads, [max(1, num_threads // 2)] * 2))
             started_s = time.perf_counter()
             list(executor.map(lambda epoch: epoch(partition), epochs))
-            spent_s = time.perf_counter() - started_s
+            spent_s[1].append(time.perf_counter() - started_s)
     torch.set_num_threads(num_threads)
-    return spent_s
+    in_turn_s, in_threads_s = (statistics.median(times[1:]) for times in spent_s)
+    return in_turn_s, in_threads_s
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -153,10 +167,11 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
                 }
                 if arguments.two_heads:
                     again = partial(make_epoch, cache, partition, head, amp, arguments.batch_size)
-                    row["two_in_turn_s"] = 2 * row["cached_s"]
-                    row["two_in_threads_s"] = side_by_side(again, partition)
+                    row["two_in_turn_s"], row["two_in_threads_s"] = time_two_heads(again, partition, arguments.epochs)
                 if not arguments.no_encoders:
-                    row["with_encoders_s"] = epoch(WithEncoders(partition, precision))
+                    source = WithEncoders(partition, precision)
+                    source.encode(ENCODED_AT_ONCE)  # warms up
+                    row["with_encoders_s"] = epoch(source)
                     row["ratio"] = row["with_encoders_s"] / row["cached_s"]
                 rows.append(row)
     ratios = [row["ratio"] for row in rows if "ratio" in row]
@@ -178,7 +193,7 @@ def main() -> None:
     parser.add_argument("--recordings", type=int, default=4)
     parser.add_argument("--clips", type=int, default=256, help="clips of each recording")
     parser.add_argument("--head", action="append", help="a fusion head; may be given several times")
-    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--batch-size", type=int, default=32, help="windows per step, as training has it")
     parser.add_argument("--epochs", type=int, default=5, help="epochs from the cache, of which the median counts")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--resident", choices=("no", "ram", "device"), default="no")

@@ -23,10 +23,11 @@ WINDOWS_AT_ONCE = 4  # of 32-bit numbers, on a CPU
 
 
 class Padding(NamedTuple):
-    """Where a batch is padded: True at padding, and how many clips each window holds (on the host, at least 1)."""
+    """Where a batch is padded; on the host, how many clips each window holds, at least 1, and where clips are."""
 
     padded_BT: Tensor
     num_clips_B: Tensor
+    clips_BT: Tensor
 
 
 def find_padding(mask_BT: Tensor | None, device: torch.device) -> Padding | None:
@@ -44,7 +45,7 @@ def find_padding(mask_BT: Tensor | None, device: torch.device) -> Padding | None
         return None
     if (host_BT[:, 1:] & ~host_BT[:, :-1]).any():
         raise ValueError("the mask holds a clip after padding; padding must stand at the end of a window")
-    return Padding((~mask_BT).to(device, non_blocking=True), host_BT.sum(dim=1).clamp(min=1))
+    return Padding((~mask_BT).to(device, non_blocking=True), host_BT.sum(dim=1).clamp(min=1), host_BT)
 
 
 def zero_padding(values: Tensor, padding: Padding | None) -> Tensor:

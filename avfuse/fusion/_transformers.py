@@ -21,7 +21,7 @@ def attention_mask(padding: Padding | None) -> Tensor | None:
     if padding is None:
         return None
     place_T = torch.arange(padding.padded_BT.shape[1])
-    return (place_T >= padding.num_clips_B[:, None]).to(padding.padded_BT.device)
+    return (place_T >= padding.num_clips_B[:, None]).to(padding.padded_BT.device, non_blocking=True)
 
 
 class TransformerEncoder(nn.Module):

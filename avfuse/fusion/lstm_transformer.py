@@ -186,11 +186,12 @@ class _ReleasedTransformer(nn.Module):
         encoded_BTD = self.encoder(self.input_layers(zero_padding(joint_BTD, padding)), padding)
         with torch.autocast(encoded_BTD.device.type, enabled=False):
             # The batch norm must not see padding: only clips pass, and the others get 0.
-            clips_BT = torch.ones_like(encoded_BTD[..., 0], dtype=torch.bool) if padding is None else ~padding.padded_BT
-            rows_ND = encoded_BTD.to(audio_BTA.dtype)[clips_BT]
-            trace_NE = torch.cat([regressor(rows_ND) for regressor in self.regressors], dim=-1)
-            trace_BTE = trace_NE.new_zeros(*clips_BT.shape, trace_NE.shape[-1])
-            return trace_BTE.masked_scatter(clips_BT[..., None], trace_NE)
+            rows_ND, num_rows = encoded_BTD.to(audio_BTA.dtype).flatten(0, 1), encoded_BTD.shape[:2].numel()
+            clips_N = torch.arange(num_rows) if padding is None else padding.clips_BT.flatten().nonzero().squeeze(1)
+            clips_N = clips_N.to(rows_ND.device, non_blocking=True)  # found on the host: a device would be waited for
+            trace_NE = torch.cat([regressor(rows_ND[clips_N]) for regressor in self.regressors], dim=-1)
+            trace_NE = trace_NE.new_zeros(num_rows, trace_NE.shape[1]).index_copy(0, clips_N, trace_NE)
+            return trace_NE.reshape(*encoded_BTD.shape[:2], -1)
 
 
 class _CrossModal(nn.Module):
