@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -30,7 +31,8 @@ class Plan:
         N and F.
     is_cut : bool
         Whether features or ratings are left over at the end.
-    is_rated : bool
+    num_rated_frames, num_rated_clips : int
+        With a rating of a target at least; a clip's rating is that of its last frame.
     shapes : dict
         Of one clip's features by modality: (C, H, W) or (A,).
     """
@@ -39,8 +41,14 @@ class Plan:
     num_clips: int
     num_frames: int
     is_cut: bool
-    is_rated: bool
+    num_rated_frames: int
+    num_rated_clips: int
     shapes: dict[str, tuple[int, ...]]
+
+    @property
+    def is_rated(self) -> bool:
+        """Whether any frame has a rating."""
+        return self.num_rated_frames > 0
 
 
 def plan_recording(mapping: FeatureMapping, recording: ForeignRecording) -> Plan:
@@ -49,7 +57,8 @@ def plan_recording(mapping: FeatureMapping, recording: ForeignRecording) -> Plan
     Raises
     ------
     UsageError
-        If they are not there, have other shapes than they can have, or other lengths than each other.
+        If they are not there, have other shapes than they can have, or other lengths than each other, or if there are
+        ratings of which none falls on a frame.
     """
     shapes, lengths = {}, {}
     for key in MODALITIES:
@@ -57,20 +66,23 @@ def plan_recording(mapping: FeatureMapping, recording: ForeignRecording) -> Plan
             with open_feature(mapping, recording, key) as opened:
                 lengths[key], shapes[key] = opened.shape[0], _clip_shape(key, opened.shape)
     ratings = read_ratings(mapping, recording)
-    num_rated_frames = None
+    num_rows = None  # of ratings, where each is a frame's
     if ratings is not None and ratings.time_s is None:
         lengths["target"] = len(ratings.values_FE)
         if mapping.target_rows == "frame":
-            num_rated_frames = len(ratings.values_FE)
-            lengths["target"] = max(0, (num_rated_frames - 1 - mapping.first_frame) // mapping.hop + 1)
+            num_rows = len(ratings.values_FE)
+            lengths["target"] = max(0, (num_rows - 1 - mapping.first_frame) // mapping.hop + 1)
     num_clips, is_cut = min(lengths.values()), len(set(lengths.values())) > 1
     if num_clips == 0 or (is_cut and mapping.align == "exact"):
-        raise UsageError(_say_lengths(mapping, recording, lengths, num_rated_frames))
+        raise UsageError(_say_lengths(mapping, recording, lengths, num_rows))
     end = mapping.first_frame + num_clips * mapping.hop  # the frame at which the next clip would end
-    num_frames = end - mapping.hop + 1 if num_rated_frames is None else min(num_rated_frames, end)
-    plan = Plan(recording, num_clips, num_frames, is_cut, ratings is not None, shapes)
-    frame_target(mapping, plan, ratings)  # whether the ratings can be laid on the frames
-    return plan
+    num_frames = end - mapping.hop + 1 if num_rows is None else min(num_rows, end)
+    plan = Plan(recording, num_clips, num_frames, is_cut, 0, 0, shapes)
+    is_rated_F = np.asarray(~np.isnan(frame_target(mapping, plan, ratings)).all(axis=1))
+    if ratings is not None and not is_rated_F.any():
+        _refuse_unrated(mapping, plan, ratings)
+    num_rated_clips = int(is_rated_F[end_frames(mapping, plan)].sum())
+    return replace(plan, num_rated_frames=int(is_rated_F.sum()), num_rated_clips=num_rated_clips)
 
 
 def end_frames(mapping: FeatureMapping, plan: Plan) -> npt.NDArray[np.int64]:
@@ -170,12 +182,19 @@ def _ratings_of(mapping: FeatureMapping, opened: OpenArray) -> npt.NDArray[np.fl
     values = opened.rows(0, opened.shape[0])
     values_RE = values.astype(np.float64).reshape(-1, num_targets)
     if mapping.unrated is not None:
-        # Compared in the numbers of the file: 0.1 in 32 bits is another number than in 64.
-        is_unrated = values == np.asarray(mapping.unrated).astype(values.dtype)
-        values_RE[is_unrated.reshape(values_RE.shape)] = np.nan
+        unrated = _in_numbers_of(values.dtype, mapping.unrated)
+        if unrated is None:
+            raise UsageError(
+                f"it holds {values.dtype}, in which unrated = {mapping.unrated:g} cannot occur; give the number that "
+                "stands for 'not rated' in it, or leave unrated out"
+            )
+        values_RE[(values == unrated).reshape(values_RE.shape)] = np.nan
     for target, value_R, declared in zip(mapping.targets, values_RE.T, mapping.ranges, strict=True):
         lowest, highest = declared or (-_LARGEST, _LARGEST)
-        outside_R = (value_R < lowest) | (value_R > highest)
+        # A rating at the limit is the limit as the file can hold it, on whichever side of it that lies.
+        rounded = [lowest, highest, *(_in_numbers_of(values.dtype, limit) for limit in (lowest, highest))]
+        held = [float(limit) for limit in rounded if limit is not None]
+        outside_R = (value_R < min(held)) | (value_R > max(held))
         if outside_R.any():
             row = int(np.argmax(outside_R))
             raise UsageError(
@@ -185,13 +204,47 @@ def _ratings_of(mapping: FeatureMapping, opened: OpenArray) -> npt.NDArray[np.fl
     return values_RE
 
 
+def _in_numbers_of(dtype: np.dtype[Any], number: float) -> Any:
+    """Return a number as numbers of this type hold it (0.1 is another one in 32 bits than in 64); None if none does."""
+    if dtype.kind == "f":
+        with np.errstate(over="ignore"):
+            held = dtype.type(number)
+        return held if np.isfinite(held) and (held != 0 or number == 0) else None
+    lowest, highest = (0, 1) if dtype.kind == "b" else (np.iinfo(dtype).min, np.iinfo(dtype).max)
+    return dtype.type(int(number)) if number.is_integer() and lowest <= number <= highest else None
+
+
+def _refuse_unrated(mapping: FeatureMapping, plan: Plan, ratings: Annotation) -> None:
+    """Refuse ratings that rate no frame; those of a recording for testing may all be left blank."""
+    is_rated_R = np.asarray(~np.isnan(ratings.values_FE).all(axis=1))
+    name, partition = plan.recording.name, plan.recording.partition
+    if not is_rated_R.any():
+        if partition == "test":
+            return
+        raise UsageError(
+            f"{mapping.path}: target of '{name}': all of its {len(is_rated_R)} rows say 'not rated', which only "
+            f"recordings for testing may; leave this one out, with skip in partitions or by listing the others"
+        )
+    if ratings.time_s is None:
+        raise UsageError(
+            f"{mapping.path}: target of '{name}': none of its rows for the {plan.num_clips} clips holds a rating, only "
+            f"those behind them, from row {int(np.argmax(is_rated_R))}; do target and features belong together?"
+        )
+    rated_s, end_s = ratings.time_s[is_rated_R], end_frames(mapping, plan)[[0, -1]] / mapping.fps
+    raise UsageError(
+        f"{mapping.path}: target_time of '{name}': no frame gets a rating: those of target lie at {rated_s[0]:g} s to "
+        f"{rated_s[-1]:g} s, the ends of the {plan.num_clips} clips at {end_s[0]:g} s to {end_s[1]:g} s; times are in "
+        "seconds from the first frame"
+    )
+
+
 def _say_lengths(
-    mapping: FeatureMapping, recording: ForeignRecording, lengths: dict[str, int], num_rated_frames: int | None
+    mapping: FeatureMapping, recording: ForeignRecording, lengths: dict[str, int], num_rows: int | None
 ) -> str:
     counted = [f"{key} has {length} rows" for key, length in lengths.items()]
-    if num_rated_frames is not None:
+    if num_rows is not None:
         counted[-1] = (
-            f"target has {num_rated_frames} rows, one per frame, for {lengths['target']} clips (the first ends at "
+            f"target has {num_rows} rows, one per frame, for {lengths['target']} clips (the first ends at "
             f"frame {mapping.first_frame}, the next {mapping.hop} frames later)"
         )
     remedy = "mend them, or drop what is left over at the end, with align = 'shortest'"

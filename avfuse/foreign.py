@@ -27,6 +27,7 @@ from avfuse.clips import digest_of
 from avfuse.mapping import MODALITIES, FeatureMapping, read_mapping
 from avfuse.options import cache_home
 from avfuse.schema import PARTITIONS, Recording, UsageError
+from avfuse.sealed import read_sealed, seal
 from avfuse.spec import CacheSpec, Source
 from avfuse.writer import RecordingWriter
 
@@ -35,7 +36,10 @@ log = logging.getLogger(__name__)
 CORPUS = "mapping"
 _BLOCK_BYTES = 2**24
 _ABSENT = {"video": (1, 1, 1), "audio": (1,)}  # what stands for a modality that there is not: a feature of one zero
+_KEPT_AS: dict[str, np.finfo[Any]] = {"video": np.finfo(np.float16), "audio": np.finfo(np.float32)}
 _LIMITS = {"video": float(np.finfo(np.float16).max), "audio": math.inf}
+_FEW_RATED = 0.5  # of the clips of a recording
+_MAX_LOST = 0.01  # of a recording's numbers other than zero
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,7 @@ class ForeignSummary:
     num_cut : int
         Recordings whose features and ratings differ in length, and were cut to the shortest.
     num_unrated : int
-        Recordings without ratings.
+        Recordings of which no frame has a rating.
     """
 
     store: str
@@ -83,8 +87,10 @@ def import_features(
     provenance = {"mapping": text, "avfuse": version("avfuse")}
     cache = FeatureCache.create(cache_home(options.cache), _spec(mapping, plans[0].shapes), provenance)
     _refuse_strangers(cache, plans, mapping)
+    _tell_origin(cache, provenance)
     if cut := [plan.recording.name for plan in plans if plan.is_cut]:
         log.warning("%d recordings are cut to what is shortest of them, such as %s", len(cut), cut[0])
+    _warn_of_gaps(plans)
     imported = []
     for number, plan in enumerate(plans):
         on_progress(number, len(plans))
@@ -148,6 +154,18 @@ def _check_shapes(mapping: FeatureMapping, plans: list[Plan]) -> None:
             )
 
 
+def _warn_of_gaps(plans: list[Plan]) -> None:
+    """Warn of ratings that miss most clips: their times may be in another unit, or on another clock."""
+    gaps = [plan for plan in plans if plan.is_rated and plan.num_rated_clips < _FEW_RATED * plan.num_clips]
+    if gaps:
+        worst = min(gaps, key=lambda plan: plan.num_rated_clips / plan.num_clips)
+        log.warning(
+            "%d recordings are rated at less than half of their clips, such as %s, at %d of %d; do the times, or the "
+            "rows, of target belong to these features?",
+            *(len(gaps), worst.recording.name, worst.num_rated_clips, worst.num_clips),
+        )
+
+
 def _find_leaks(mapping: FeatureMapping, plans: list[Plan]) -> list[partitions.Leak]:
     """Return every subject that stands in two partitions, and all features that do, whatever file they lie in."""
     items = [plan.recording for plan in plans]
@@ -187,10 +205,19 @@ def _refuse_strangers(cache: FeatureCache, plans: list[Plan], mapping: FeatureMa
         )
 
 
+def _tell_origin(cache: FeatureCache, provenance: dict[str, str]) -> None:
+    """Keep the mapping's text in the root, in place of that of an earlier import whose settings were the same."""
+    known = cache.provenance
+    attributes = read_sealed(cache.store.metadata(""))
+    if attributes is not None and known.get("mapping") != provenance["mapping"]:
+        cache.store.write_metadata("", seal({**attributes, "provenance": {**known, **provenance}}))
+
+
 def _blocks(mapping: FeatureMapping, plan: Plan, key: str) -> Iterator[npt.NDArray[np.float32]]:
     """Yield the features of a recording's clips, (n, C, H, W) or (n, A), as they may be stored."""
     shape = plan.shapes[key]
     num_rows = max(1, _BLOCK_BYTES // (4 * math.prod(shape)))
+    num_lost = num_given = 0
     with open_feature(mapping, plan.recording, key) as opened:
         for start in range(0, plan.num_clips, num_rows):
             rows = opened.rows(start, min(start + num_rows, plan.num_clips))
@@ -204,7 +231,22 @@ def _blocks(mapping: FeatureMapping, plan: Plan, key: str) -> Iterator[npt.NDArr
                     f"row {start + row} holds {largest_n[row]:g}; features are finite"
                     + (f", and up to {_LIMITS[key]:g} in size: scale them" if np.isfinite(largest_n[row]) else "")
                 )
+            num_lost += _count_lost(rows, key)
+            num_given += int(np.count_nonzero(rows))
             yield values
+        if num_lost > _MAX_LOST * num_given:
+            raise UsageError(
+                f"{num_lost / num_given:.0%} of its numbers other than zero are smaller than "
+                f"{_KEPT_AS[key].tiny:.2g}, where numbers of {_KEPT_AS[key].bits} bits lose their digits: scale them"
+            )
+
+
+def _count_lost(rows: npt.NDArray[Any], key: str) -> int:
+    """Return how many numbers are so small that they lose digits, or become zero, as they will be kept."""
+    if rows.dtype.kind != "f":
+        return 0
+    small = rows[np.abs(rows) < _KEPT_AS[key].tiny]
+    return int(np.count_nonzero(small.astype(_KEPT_AS[key].dtype) != small))
 
 
 def _digest(mapping: FeatureMapping, plan: Plan, key: str) -> str:

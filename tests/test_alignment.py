@@ -129,6 +129,87 @@ def test_the_number_for_unrated_is_compared_in_the_numbers_of_the_file(tmp_path:
     np.testing.assert_array_equal(targets_of(mapping)[:, 0], np.array([np.nan, 0.2], np.float32))
 
 
+@pytest.mark.parametrize(
+    ("kind", "unrated"),
+    [("int16", 0.5), ("uint8", -5), ("uint8", 256), ("int64", 2.0**63), ("bool", 2), ("float16", 1e6), ("f4", 1e-60)],
+)
+def test_a_number_for_unrated_that_cannot_occur_is_refused(tmp_path: Path, kind: str, unrated: float) -> None:
+    values = np.array([0, 1], kind)
+    mapping = mapping_of(tmp_path, audio=rows(2, 5), targets=["x"], target=values, unrated=unrated)
+    with pytest.raises(UsageError, match=rf"target of 'a' .*it holds {values.dtype}, in which unrated = .* cannot occ"):
+        plan_of(mapping)
+
+
+@pytest.mark.parametrize(
+    ("kind", "unrated", "expected"),
+    [("int16", -5, [1, 1, 0]), ("uint8", 251, [1, 1, 0]), ("bool", 0, [1, 1, 0]), (">f2", -9999, [1, 1, 0])],
+)
+def test_a_number_for_unrated_is_found_in_all_numbers(
+    tmp_path: Path, kind: str, unrated: float, expected: list[int]
+) -> None:
+    values = np.array([1, 1, unrated]).astype(kind)
+    mapping = mapping_of(tmp_path, audio=rows(3, 5), targets=["x"], target=values, unrated=unrated)
+    np.testing.assert_array_equal(~np.isnan(targets_of(mapping)[:, 0]), expected)
+
+
+@pytest.mark.parametrize("kind", ["float16", "float32", ">f4", "float64"])
+def test_ratings_at_their_limits_are_kept(tmp_path: Path, kind: str) -> None:
+    values = np.array([0.1, -0.1, 0.3, -0.3]).astype(kind)  # some lie beyond the limits, as 64 bits see them
+    keys = {"audio": rows(2, 5), "targets": ["x", "y"], "ranges": [[-0.1, 0.1], [-0.3, 0.3]]}
+    target = values.reshape(2, 2).T
+    np.testing.assert_array_equal(targets_of(mapping_of(tmp_path, **keys, target=target)), target.astype(np.float32))
+    beyond = np.nextafter(values[:2], values[:2] * 2).reshape(2, 1) * [1, 1]
+    with pytest.raises(UsageError, match=r"row 0 has x = 0\.1.*, outside of -0\.1 to 0\.1"):
+        plan_of(mapping_of(tmp_path, **keys, target=beyond.astype(values.dtype)))
+
+
+def test_infinity_is_no_rating_in_few_bits_either(tmp_path: Path) -> None:
+    keys = {"audio": rows(2, 5), "targets": ["x"], "target": np.array([0, np.inf], np.float16)}
+    for ranges in ({}, {"ranges": [[-1e6, 1e6]]}):
+        with pytest.raises(UsageError, match="row 1 has x = inf, outside of"):
+            plan_of(mapping_of(tmp_path, **keys, **ranges))
+
+
+@pytest.mark.parametrize(
+    ("time_s", "where"),
+    [
+        (np.arange(6) / 10 - 200, "-200 s to -199.5 s"),
+        (np.array([0.51, 0.55, 0.6, 0.65, 0.7, 0.75]), "0.51 s to 0.75 s"),
+    ],
+)
+def test_times_beside_the_features_are_refused(tmp_path: Path, time_s: np.ndarray, where: str) -> None:
+    keys = {"targets": ["x"], "target": rows(6, 1), "target_time": time_s}
+    for partition in ("train", "test"):
+        message = (
+            rf"target_time of 'a': no frame gets a rating: .* lie at {where}, the ends of the 3 clips at 0.1 s to 0.5"
+        )
+        with pytest.raises(UsageError, match=message):
+            plan_of(mapping_of(tmp_path, partition, audio=rows(3, 5), hop=2, **keys))
+
+
+def test_ratings_that_are_all_blank_are_for_testing_alone(tmp_path: Path) -> None:
+    keys = {"audio": rows(3, 5), "targets": ["x"], "target": np.array([-5.0, np.nan, -5]), "unrated": -5}
+    plan = plan_of(mapping_of(tmp_path, "test", **keys))
+    assert (plan.is_rated, plan.num_rated_frames, plan.num_rated_clips) == (False, 0, 0)
+    for partition in ("train", "validation"):
+        with pytest.raises(UsageError, match=r"target of 'a': all of its 3 rows say 'not rated', .*leave this one out"):
+            plan_of(mapping_of(tmp_path, partition, **keys))
+
+
+def test_ratings_behind_the_features_alone_are_refused(tmp_path: Path) -> None:
+    keys = {"targets": ["x"], "target": np.array([np.nan] * 4 + [1.0]), "align": "shortest"}
+    message = "target of 'a': none of its rows for the 3 clips holds a rating, only those behind them, from row 4;"
+    with pytest.raises(UsageError, match=message):
+        plan_of(mapping_of(tmp_path, audio=rows(3, 5), **keys))
+
+
+def test_rated_frames_and_clips_are_counted(tmp_path: Path) -> None:
+    values = np.array([[1, 1], [np.nan, 2], [3, np.nan], [np.nan, np.nan], [5, 5], [np.nan, np.nan]])
+    keys = {"audio": rows(3, 5), "hop": 2, "targets": ["x", "y"], "target": values, "target_rows": "frame"}
+    plan = plan_of(mapping_of(tmp_path, **keys))
+    assert (plan.num_rated_frames, plan.num_rated_clips, plan.is_rated) == (4, 1, True)
+
+
 def test_ratings_may_be_missing_in_the_test_partition_alone(tmp_path: Path) -> None:
     keys = {"audio": rows(3, 5), "targets": ["x"], "target": "nowhere.npz:a"}
     mapping = mapping_of(tmp_path, "test", **keys)

@@ -17,6 +17,7 @@ from avfuse.predict import predict
 from avfuse.report import report
 from avfuse.schema import UsageError
 from avfuse.train import train
+from avfuse.verification import verify_store
 
 DOCS = Path(__file__).parent.parent / "docs" / "features-of-others.md"
 PEOPLE = {"s01_a": 30, "s01_b": 21, "s02_a": 40, "s03_a": 35}
@@ -308,6 +309,8 @@ def test_other_settings_are_another_store(tmp_path: Path) -> None:
         ("audio", -np.inf, "row 30 holds inf; features are finite$"),
         ("audio", 1e300, "row 30 holds inf; features are finite$"),
         ("video", -7e4, "row 30 holds 70000; features are finite, and up to 65504 in size: scale them"),
+        ("video", 1e-9, "12% of its numbers other than zero are smaller than 6.1e-05, where numbers of 16 bits lose"),
+        ("audio", 1e-45, "17% of its numbers other than zero are smaller than 1.2e-38, where numbers of 32 bits lose"),
     ],
 )
 def test_features_that_cannot_be_kept_are_refused(
@@ -315,13 +318,68 @@ def test_features_that_cannot_be_kept_are_refused(
 ) -> None:
     monkeypatch.setattr(foreign, "_BLOCK_BYTES", 7 * 4 * 8)  # rows are counted over blocks
     values = np.ones((40, 8 if key == "video" else 6))
-    values[30, 3] = value
+    values[slice(30, 31) if not 0 < value < 1 else slice(None), 3] = value
     mapping = write_people(tmp_path, s02_a={key: values})
     with pytest.raises(UsageError, match=rf"people\.toml: {key} of 's02_a' \(s02_a\.npz:{key}\): {message}"):
         bring(mapping)
     assert cache_of(mapping).names() == ["s01_a", "s01_b"]
     write_people(tmp_path)
     assert bring(mapping).num_imported == 2
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "num_small"),
+    [
+        ("f8", 1e-9, 3),  # of 320: a few do no harm
+        ("f4", 2.0**-24, 320),  # what 16 bits hold as it is loses nothing
+        ("f2", 2.0**-20, 320),
+        ("f8", 0.0, 320),
+        ("i8", 1, 320),
+    ],
+)
+def test_small_features_that_lose_nothing_are_kept(tmp_path: Path, kind: str, value: float, num_small: int) -> None:
+    values = np.ones(320, kind)
+    values[:num_small] = value
+    mapping = write_people(tmp_path, s02_a={"video": values.reshape(40, 8)})
+    assert bring(mapping).num_imported == 4
+    stored = cache_of(mapping).recording("s02_a").video.chunk(0).reshape(-1)
+    np.testing.assert_array_equal(stored, values.astype(np.float16))
+
+
+def test_ratings_that_miss_most_clips_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Times in minutes for times in seconds; ratings of half of the clips are no fault."""
+    text = MAPPING.replace("[partitions]", 'target_time = "{recording}.npz:time"\n[partitions]')
+    times = {name: {"time": np.arange(num_rows) / 5} for name, num_rows in PEOPLE.items()}
+    times["s01_a"]["target"] = np.where(np.arange(30)[:, None] < 15, np.nan, walk(30, 1, 0))
+    mapping = write_people(tmp_path, text, **times)
+    assert bring(mapping).num_imported == 4
+    assert "less than half" not in caplog.text
+    write_people(tmp_path, text, **times | {"s02_a": {"time": np.arange(40) / 5 / 60}})
+    assert bring(mapping).num_unrated == 0
+    assert "1 recordings are rated at less than half of their clips, such as s02_a, at 1 of 40; do the" in caplog.text
+
+
+def test_unrated_recordings_are_counted_by_their_values(tmp_path: Path) -> None:
+    mapping = write_people(tmp_path, MAPPING + 'test = "t_*"\n')
+    for name, target in (("t_blank", np.full((9, 1), np.nan)), ("t_rated", np.zeros((9, 1)))):
+        sound = np.full((9, 6), len(name) + (name == "t_blank"), np.float64)
+        np.savez(tmp_path / f"{name}.npz", video=np.repeat(sound[:, :4], 2, axis=1), audio=sound, target=target)
+    summary = bring(mapping)
+    assert (summary.num_recordings, summary.num_unrated) == (6, 1)
+    assert cache_of(mapping).recording("t_blank").source.annotation_sha256 is None
+    assert cache_of(mapping).recording("t_rated").source.annotation_sha256 is not None
+
+
+def test_the_text_of_the_mapping_is_that_of_the_last_import(tmp_path: Path) -> None:
+    mapping = write_people(tmp_path)
+    bring(mapping)
+    first = cache_of(mapping)
+    mapping.write_text("# mended\n" + MAPPING.replace("[partitions]", 'align = "shortest"\n[partitions]'))
+    assert bring(mapping).num_present == 4
+    cache = cache_of(mapping)
+    assert cache.provenance == {**first.provenance, "mapping": mapping.read_text()}
+    assert (cache.spec, cache.path) == (first.spec, first.path)
+    assert not verify_store(cache.store).damages
 
 
 def test_what_is_read_in_blocks_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
