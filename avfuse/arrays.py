@@ -6,6 +6,7 @@ Such arrays are refused by what their header says, before anything of them is re
 
 from __future__ import annotations
 
+import logging
 import re
 import zipfile
 from collections.abc import Iterator
@@ -20,6 +21,8 @@ import numpy.typing as npt
 
 from avfuse.schema import UsageError
 
+log = logging.getLogger(__name__)
+
 HDF5_SUFFIXES = (".h5", ".hdf5")
 SUFFIXES = (".npy", ".npz", *HDF5_SUFFIXES)
 PICKLE_SUFFIXES = (".pkl", ".pickle", ".p", ".pt", ".pth", ".joblib")
@@ -31,6 +34,7 @@ _PICKLE_MARK = b"\x80"
 _SPLIT = re.compile(r"(?P<file>.*?\.(?:npz|h5|hdf5)):(?P<inside>.+)")
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 _MAX_NAMES_SHOWN = 5
+_MAX_LINKS = 10**6  # groups that link to each other have paths without end
 _BROKEN = (OSError, ValueError, LookupError, RuntimeError, TypeError, EOFError, zipfile.BadZipFile)
 
 
@@ -108,7 +112,9 @@ def open_array(path: Path, inside: str) -> Iterator[OpenArray]:
 
 
 def list_arrays(path: Path) -> list[str]:
-    """Return the paths of the arrays in an ``.npz`` or HDF5 file, sorted.
+    """Return the paths of the arrays in an ``.npz`` or HDF5 file, sorted; one that has several paths, by each of them.
+
+    Links of HDF5 that lead out of the file, or nowhere, are warned of and left out.
 
     Raises
     ------
@@ -117,14 +123,49 @@ def list_arrays(path: Path) -> list[str]:
     """
     if not path.is_file():
         raise UsageError("there is no such file")
+    names, skipped = _list(path)
+    if skipped:
+        log.warning(
+            "%s: %d links lead to another file, to nowhere, or back to a group that they lie in, and are not "
+            "followed: %s",
+            *(path, len(skipped), _shown(skipped)),
+        )
+    return names
+
+
+def _list(path: Path) -> tuple[list[str], list[str]]:
+    """Return the paths of arrays, and those of links that were not followed, sorted."""
     with _explained():
         if path.suffix not in HDF5_SUFFIXES:
             with zipfile.ZipFile(path) as archive:
-                return sorted(name.removesuffix(".npy") for name in archive.namelist())
+                return sorted(name.removesuffix(".npy") for name in archive.namelist()), []
         names: list[str] = []
+        skipped: list[str] = []
         with h5py.File(path, "r") as file:
-            file.visititems(lambda name, item: names.append(name) if isinstance(item, h5py.Dataset) else None)
-        return sorted(names)
+            for number, (name, item) in enumerate(_walk(file, "", (file,))):
+                if number == _MAX_LINKS:
+                    raise UsageError(f"it has more than {_MAX_LINKS} paths; list the recordings")
+                if item is None:
+                    skipped.append(name)
+                elif isinstance(item, h5py.Dataset):
+                    names.append(name)
+        return sorted(names), sorted(skipped)
+
+
+def _walk(group: h5py.Group, prefix: str, above: tuple[h5py.Group, ...]) -> Iterator[tuple[str, Any]]:
+    """Yield every path below a group with what is there, None for a link that is not followed.
+
+    h5py's own walk leaves out links, and whatever it has seen under another path.
+    """
+    for key in group:
+        name = f"{prefix}{key}"
+        link = group.get(key, getlink=True)
+        item = None if isinstance(link, h5py.ExternalLink) else group.get(key)
+        if item is not None and (item.file.filename != above[0].file.filename or item in above):
+            item = None
+        yield name, item
+        if isinstance(item, h5py.Group):
+            yield from _walk(item, f"{name}/", (*above, item))
 
 
 @contextmanager
@@ -168,7 +209,7 @@ def _look_into_npy(path: Path, inside: str, stack: ExitStack) -> _Found:
 def _look_into_npz(path: Path, inside: str, stack: ExitStack) -> _Found:
     with zipfile.ZipFile(path) as archive:
         if f"{inside}.npy" not in archive.namelist():
-            raise MissingArrayError(f"it has no array '{inside}'; it has: {_shown(list_arrays(path))}")
+            raise MissingArrayError(f"it has no array '{inside}'; it has: {_shown(_list(path)[0])}")
         with archive.open(f"{inside}.npy") as stream:
             shape, dtype = _read_header(stream)
     return shape, dtype, _Member(path, f"{inside}.npy")
@@ -178,7 +219,7 @@ def _look_into_hdf5(path: Path, inside: str, stack: ExitStack) -> _Found:
     file = stack.enter_context(h5py.File(path, "r"))
     item = file.get(inside)
     if not isinstance(item, h5py.Dataset):
-        raise MissingArrayError(f"it has no data set '{inside}'; it has: {_shown(list_arrays(path))}")
+        raise MissingArrayError(f"it has no data set '{inside}'; it has: {_shown(_list(path)[0])}")
     if item.file.filename != file.filename or item.external or item.is_virtual:
         raise UsageError(f"its '{inside}' lies in another file; only what the file itself holds is read")
     return item.shape or (), item.dtype, item

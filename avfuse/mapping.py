@@ -186,9 +186,12 @@ def _read_csv(given: Declarations, file: str) -> list[tuple[str, dict[str, str]]
     try:
         with path.open(encoding="utf-8-sig", newline="") as stream:
             reader = csv.DictReader(stream, strict=True)
+            columns = reader.fieldnames or ()
             rows = [(f"{file}, line {reader.line_num}: ", row) for row in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UsageError(f"{given.path}: recordings = '{file}': it cannot be read ({error})") from error
+    if twice := sorted({column for column in columns if columns.count(column) > 1}):
+        raise UsageError(f"{given.path}: {file}, line 1: column '{twice[0]}' occurs twice; columns are unique")
     for where, row in rows:
         if None in row or None in row.values():
             raise UsageError(f"{given.path}: {where}expected as many fields as there are columns")
@@ -251,11 +254,34 @@ def _subject(given: Declarations, name: str) -> str:
     text = given.text("subject", "{subject}")
     if text.count("{subject}") != 1:
         raise given.wrong("subject", text, "{subject} once, and * for the rest of the name, as in '{subject}_*'")
-    before, _, after = (re.escape(part).replace(r"\*", ".*") for part in text.partition("{subject}"))
-    found = re.fullmatch(f"{before}(.+?){after}", name)
-    if found is None:
+    readings = _readings(text, name)
+    if not readings:
         raise given.wrong("subject", text, f"a pattern that every name has; '{name}' has not")
-    return found[1]
+    if len(readings) > 1:
+        one, other = readings[:2]
+        raise given.wrong(
+            "subject",
+            text,
+            f"a pattern that reads every name in one way; the subject of '{name}' may be '{one}' or '{other}': say "
+            "more of the name, or list the recordings with their subjects",
+        )
+    return readings[0]
+
+
+def _readings(text: str, name: str) -> list[str]:
+    """Return whom a name may mean by a pattern, by where they stand in it.
+
+    A subject does not hold the text that parts it from a ``*``: of ``a_b_c``, ``{subject}_*`` means ``a`` alone.
+    """
+    before, _, after = text.partition("{subject}")
+    (_, star_before, left), (right, star_after, _) = before.rpartition("*"), after.partition("*")
+    marks = [mark for mark, star in ((left, star_before), (right, star_after)) if mark and star]
+    matches = [re.compile(re.escape(part).replace(r"\*", ".*")).fullmatch for part in (before, after)]
+    places = range(len(name) + 1)
+    starts = [place for place in places if matches[0](name[:place])]
+    ends = [place for place in places if matches[1](name[place:])]
+    found = (name[start:end] for start in starts for end in ends if start < end)
+    return list(dict.fromkeys(part for part in found if not any(mark in part for mark in marks)))
 
 
 def _partition(given: Declarations, name: str) -> str | None:

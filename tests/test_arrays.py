@@ -1,4 +1,5 @@
 import pickle
+import re
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -8,6 +9,7 @@ import h5py
 import numpy as np
 import pytest
 
+from avfuse import arrays
 from avfuse.arrays import PICKLE_SUFFIXES, Location, MissingArrayError, list_arrays, open_array
 from avfuse.schema import UsageError
 
@@ -169,7 +171,37 @@ def test_links_out_of_an_hdf5_file_are_refused(tmp_path: Path) -> None:
         with pytest.raises(UsageError, match=f"its '{inside}' lies in another file"):
             read(tmp_path / "links.h5", inside)
     np.testing.assert_array_equal(read(tmp_path / "links.h5", "soft"), VALUES)
-    assert list_arrays(tmp_path / "links.h5") == ["own", "raw", "virtual"]
+    assert list_arrays(tmp_path / "links.h5") == ["own", "raw", "soft", "virtual"]
+
+
+def test_links_within_an_hdf5_file_are_listed_and_others_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_hdf5(tmp_path, VALUES)
+    with h5py.File(tmp_path / "links.h5", "w") as file:
+        file["data/a"] = VALUES
+        file["by/hard"] = file["data/a"]
+        file["by/soft"] = h5py.SoftLink("/data/a")
+        file["group"] = h5py.SoftLink("data")
+        file["same"] = file["data"]
+    expected = ["by/hard", "by/soft", "data/a", "group/a", "same/a"]
+    assert list_arrays(tmp_path / "links.h5") == expected
+    assert not caplog.records
+    for inside in expected:
+        np.testing.assert_array_equal(read(tmp_path / "links.h5", inside), VALUES)
+    with h5py.File(tmp_path / "links.h5", "a") as file:
+        file["data/back"] = file["/"]
+        file["out"] = h5py.ExternalLink("a.h5", "/")
+        file["through"] = h5py.SoftLink("/out/group")
+        file["wrong"] = h5py.SoftLink("/nothing")
+    assert list_arrays(tmp_path / "links.h5") == expected
+    named = "data/back, group/back, out, same/back, through and 1 more"
+    assert re.search(rf"links\.h5: 6 links lead to another file, .* not followed: {named}$", caplog.messages[0])
+    monkeypatch.setattr(arrays, "_MAX_LINKS", 14)
+    with pytest.raises(UsageError, match="it has more than 14 paths; list the recordings"):
+        list_arrays(tmp_path / "links.h5")
+    monkeypatch.setattr(arrays, "_MAX_LINKS", 15)
+    assert list_arrays(tmp_path / "links.h5") == expected
 
 
 def test_arrays_are_listed(tmp_path: Path) -> None:

@@ -224,6 +224,10 @@ def test_other_mappings_are_refused(tmp_path: Path, text: str, message: str) -> 
         ("recording,partition\na\n", "line 2: expected as many fields as there are columns"),
         ("recording,partition\na,train,more\n", "line 2: expected as many fields as there are columns"),
         ("recording,partition,age\na,train,3\n", "line 2: unknown key 'age'; known: recording, partition, subject"),
+        (
+            "recording,partition,partition\na,train,test\n",
+            "line 1: column 'partition' occurs twice; columns are unique",
+        ),
         ("recording,partition\na,train\n,train\n", "line 3: recording is missing"),
         ("recording,partition\na,train\n'a',dev\n", "line 3: partition = 'dev': expected train, validation, test"),
     ],
@@ -231,6 +235,55 @@ def test_other_mappings_are_refused(tmp_path: Path, text: str, message: str) -> 
 def test_other_lists_are_refused(tmp_path: Path, content: str, message: str) -> None:
     (tmp_path / "list.csv").write_text(content)
     refuse(tmp_path, HEAD + "recordings = 'list.csv'", rf"list\.csv, {message}")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "name", "subject"),
+    [
+        ("{subject}_*", "s01_a_b", "s01"),
+        ("*_{subject}", "x_y_s01", "s01"),
+        ("*_{subject}_*", "x_s01_b", "s01"),
+        ("*_{subject}_*_*", "trial_anna_01_b", "anna"),
+        ("trial_{subject}_*", "trial_anna_01_b", "anna"),
+        ("{subject}--*", "a-b--c--d", "a-b"),
+        ("S{subject}_*", "SSam_1", "Sam"),
+        ("x_{subject}_z", "x_a_b_z", "a_b"),
+        ("*/{subject}/*", "a/anna_1/b", "anna_1"),
+        ("{subject}.[a]*", "b.c.[a].[a]", "b.c"),
+    ],
+)
+def test_who_it_is_is_read_from_the_name(tmp_path: Path, pattern: str, name: str, subject: str) -> None:
+    text = f"{HEAD}subject = '{pattern}'\n[[recordings]]\nrecording = '{name}'\npartition = 'train'\n"
+    assert [item.subject for item in read(tmp_path, text).recordings] == [subject]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "name", "one", "other"),
+    [
+        ("*_{subject}_*", "trial_anna_01_b", "anna", "01"),
+        ("{subject}*", "ab", "a", "ab"),
+        ("*{subject}", "rec12", "rec12", "ec12"),
+        ("s{subject}*_x", "s01_x", "0", "01"),
+    ],
+)
+def test_a_name_that_may_mean_two_is_refused(tmp_path: Path, pattern: str, name: str, one: str, other: str) -> None:
+    text = f"{HEAD}subject = '{pattern}'\n[[recordings]]\nrecording = '{name}'\npartition = 'train'\n"
+    refuse(
+        tmp_path, text, rf"subject = '.*': expected a pattern .*; the subject of '{name}' may be '{one}' or '{other}'"
+    )
+
+
+def test_recordings_are_found_by_links_within_a_file(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with h5py.File(tmp_path / "all.h5", "w") as file:
+        file["raw/1/face"] = np.zeros((1, 1))
+        file["raw/2/face"] = np.zeros((1, 1))
+        file["of/a1/face"] = file["raw/1/face"]
+        file["of/a2"] = h5py.SoftLink("/raw/2")
+        file["of/b"] = h5py.ExternalLink("other.h5", "/b")
+    mapping = read(tmp_path, 'fps = 25\nvideo = "all.h5:/of/{recording}/face"\n' + BY_NAME)
+    assert set(found(mapping)) == {"a1", "a2"}
+    assert "all.h5: 1 links lead to another file" in caplog.text
+    assert "not followed: of/b" in caplog.text
 
 
 def test_what_is_no_toml_is_refused(tmp_path: Path) -> None:
