@@ -113,7 +113,7 @@ def test_a_cache_is_verified_and_mended(run: Run, home: Path) -> None:
     assert run("-q", "cache", "verify", home, "--recording", "b")[1].endswith(": 1 finding, 0 recordings damaged\n")
     code, out, _ = run("-q", "cache", "repair", home)
     assert code == 0
-    assert out.endswith("to be made anew: 1 recording; run the same avfuse extract again\n")
+    assert out.endswith("to be made anew: 1 recording; run the same avfuse extract, or cache import, again\n")
     assert "│ a         │ recordings/a │" in out
     assert run("-q", "cache", "verify", home)[0] == 0
     assert json.loads(run("-q", "cache", "repair", home, "--json")[1])["removals"] == []

@@ -204,6 +204,11 @@ def test_video_alone(tmp_path: Path) -> None:
     assert (cache.spec.audio, cache.spec.audio_shape) == ({"encoder": "none"}, (1,))
     assert all(not item.array("audio").any() and item.array("face_share").all() for item in cache.recordings())
     assert set(fuse(mapping, "visual_only").ccc) == {"valence"}
+    for head in ("concat", "recursive_joint_attention"):
+        with pytest.raises(
+            UsageError, match=r"LSTM of size 1; .* one modality alone\? .* audio_only and visual_only take"
+        ):
+            fuse(mapping, head)
 
 
 def test_the_way_from_a_pickle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

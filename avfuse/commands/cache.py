@@ -57,7 +57,7 @@ def verify(as_json: bool, **knobs: Any) -> None:
         if found.damages:
             rows = [(damage.recording or "-", damage.path or "-", damage.message) for damage in found.damages]
             _print_rows(("recording", "where", "what is wrong"), rows)
-            click.echo("set it aside with: avfuse cache repair; the next extract makes it anew")
+            click.echo("set it aside with: avfuse cache repair; the next extract, or cache import, makes it anew")
         verdict = f"{_count(len(found.damages), 'finding')}, {_count(found.num_damaged, 'recording')} damaged"
         click.echo(f"{found.store}: {held}{files}: {verdict if found.damages else 'all as it was written'}")
     if found.damages:
@@ -68,7 +68,7 @@ def verify(as_json: bool, **knobs: Any) -> None:
 @knobs_of(CacheRepairOptions)
 @json_flag
 def repair(as_json: bool, **knobs: Any) -> None:
-    """Set aside what is damaged in STORE, so that the next extract makes it anew, and nothing else.
+    """Set aside what is damaged in STORE, so that the next extract, or import, makes it anew, and nothing else.
 
     Nothing is deleted: it then lies in a folder beside the store, which avfuse cache gc removes.
     """
@@ -88,7 +88,8 @@ def repair(as_json: bool, **knobs: Any) -> None:
         click.echo(f"{summary.store}: all as it was written")
     elif summary.recordings or summary.needs_root:
         click.echo(
-            f"to be made anew: {_count(len(summary.recordings), 'recording')}; run the same avfuse extract again"
+            f"to be made anew: {_count(len(summary.recordings), 'recording')}; run the same avfuse extract, or cache "
+            "import, again"
         )
 
 

@@ -200,6 +200,16 @@ def over_clips(lstm: Callable[[Any], tuple[Any, Any]], values_BTD: Tensor, paddi
     return zero_padding(output_BTD, padding)
 
 
+def check_blstm_size(output_size: int) -> None:
+    """Refuse a size that two directions cannot halve; a modality that a cache does not have is a feature of size 1."""
+    if output_size < 2 or output_size % 2:
+        hint = "; does the cache hold one modality alone? The heads audio_only and visual_only take just that one"
+        raise UsageError(
+            f"a bidirectional LSTM of size {output_size}; the size must be even and positive"
+            + (hint if output_size == 1 else "")
+        )
+
+
 class BLSTM(nn.Module):
     """Bidirectional LSTM of two layers; each direction holds half of the output.
 
@@ -208,8 +218,7 @@ class BLSTM(nn.Module):
 
     def __init__(self, input_size: int, output_size: int) -> None:
         super().__init__()
-        if output_size < 2 or output_size % 2:
-            raise UsageError(f"a bidirectional LSTM of size {output_size}; the size must be even and positive")
+        check_blstm_size(output_size)
         self.lstm = nn.LSTM(input_size, output_size // 2, num_layers=2, bidirectional=True, batch_first=True)
 
     def forward(self, values_BTD: Tensor, padding: Padding | None) -> Tensor:

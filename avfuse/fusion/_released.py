@@ -13,10 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from avfuse.fusion._blocks import Padding, compute_dtype, linear, over_clips, zero_padding
+from avfuse.fusion._blocks import Padding, check_blstm_size, compute_dtype, linear, over_clips, zero_padding
 from avfuse.fusion._correlation import attend_through_correlation
 from avfuse.fusion._dropout import Dropout
-from avfuse.schema import UsageError
 
 ATTENTION_DROPOUT = REGRESSOR_DROPOUT = 0.6
 UNIMODAL_DROPOUT, JOINT_DROPOUT = 0.1, 0.0
@@ -44,8 +43,7 @@ class LearnedStateBLSTM(nn.Module):
 
     def __init__(self, input_size: int, output_size: int, dropout: float) -> None:
         super().__init__()
-        if output_size < 2 or output_size % 2:
-            raise UsageError(f"a bidirectional LSTM of size {output_size}; the size must be even and positive")
+        check_blstm_size(output_size)
         self.layers = nn.ModuleList(
             nn.LSTM(size, output_size // 2, bidirectional=True, batch_first=True) for size in (input_size, output_size)
         )
