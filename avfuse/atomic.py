@@ -1,7 +1,8 @@
 """Artefacts that are whole or absent: written aside, flushed to disk, renamed into place.
 
 What is being written carries the name of its writer (host and process), so that what a killed writer left behind can be
-told from what a living one is at.
+told from what a living one is at. Containers may share a folder and the name of the host, but not the numbers of
+processes; so a writer also holds a lock while it lives, which every machine of one file system sees.
 """
 
 import ctypes
@@ -11,12 +12,14 @@ import hashlib
 import json
 import math
 import os
+import re
 import secrets
 import shutil
 import socket
 import time
+import weakref
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +31,7 @@ def write_atomically(path: Path, content: bytes) -> None:
     aside = path.with_name(f".{path.name}.{new_aside_name()}")
     try:
         with aside.open("wb") as file:
+            hold(file.fileno())
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
@@ -72,24 +76,62 @@ def remove_tree(folder: Path) -> None:
         time.sleep(0.005)
 
 
-def sweep(folder: Path) -> list[str]:
-    """Remove what dead writers of this machine left in a folder, files or folders; return the names of what went."""
-    gone = []
-    for leftover in folder.iterdir():
-        if is_left_behind(leftover.name):
-            if leftover.is_dir():
-                shutil.rmtree(leftover, ignore_errors=True)
-            else:
-                leftover.unlink(missing_ok=True)
-            gone.append(leftover.name)
-    return gone
+def hold(descriptor: int) -> None:
+    """Lock an open file until it is closed, as its writer does while it lives; not every file system can."""
+    with suppress(OSError):
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
 
 
-def is_left_behind(name: str) -> bool:
-    """Whether a name, as `new_aside_name` gives it or behind a dot, is that of a dead writer of this machine."""
-    writer, _, process = name.rpartition("-")[0].rpartition("-")
-    is_ours = writer == socket.gethostname() or (writer.startswith(".") and writer.endswith(f".{socket.gethostname()}"))
-    return is_ours and process.isdecimal() and not _is_alive(int(process))
+def announce(owner: object, folder: Path) -> None:
+    """Let others see that this process works in a folder, by a note there that is locked while `owner` lives.
+
+    Raises
+    ------
+    OSError
+        If nothing can be written there.
+    """
+    while True:
+        note = folder / new_aside_name()
+        descriptor = os.open(note, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o644)
+        hold(descriptor)
+        if note.exists():  # nobody has swept it before it was locked
+            break
+        os.close(descriptor)
+    weakref.finalize(owner, _withdraw, note, descriptor, os.getpid())
+
+
+def sweep(folder: Path, file: str | None = None) -> list[str]:
+    """Remove what dead writers of this machine left in a folder; return the names of what went.
+
+    With the name of a file, that is only what `write_atomically` and its like left of that file.
+    """
+    return sorted(path.name for path in folder.iterdir() if remove_left_behind(path, file))
+
+
+def remove_left_behind(path: Path, file: str | None = None) -> bool:
+    """Remove a file or folder if it `is_left_behind`, and of that file if one is named; return whether it was."""
+    with _asking(path, file) as is_left:
+        if is_left and path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        elif is_left:
+            path.unlink(missing_ok=True)
+        return is_left
+
+
+def is_left_behind(path: Path) -> bool:
+    """Whether a file or folder has a name as `new_aside_name` gives it, and its writer, of this machine, is dead.
+
+    A file may have that name behind its own, as `write_atomically` gives it. A writer is alive as long as it is seen
+    from here, or holds a file of such a name in the same folder.
+    """
+    with _asking(path, None) as is_left:
+        return is_left
+
+
+def is_of_dead_writer(name: str) -> bool:
+    """Whether a name is one that `new_aside_name` gave to a writer of this machine that is not seen from here."""
+    found = _parse(name)
+    return found is not None and not found[0] and not _is_alive(int(found[1]))
 
 
 def describe_files(folder: Path) -> dict[str, dict[str, Any]]:
@@ -142,11 +184,60 @@ def digest_json(values: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
+def _parse(name: str) -> tuple[str, str] | None:
+    """Return the file that something was written for ("" for none) and the number of its writer; None if not ours."""
+    host = re.escape(socket.gethostname())
+    found = re.fullmatch(rf"(?:\.(.+)\.)?{host}-([1-9][0-9]*)-[0-9a-f]{{8}}", name, re.DOTALL)
+    return found and (found[1] or "", found[2])
+
+
+@contextmanager
+def _asking(path: Path, file: str | None) -> Iterator[bool]:
+    """Say whether something is left behind, and let its writer, should it come to life, wait meanwhile."""
+    found = _parse(path.name)
+    is_ours = found is not None and file in (None, found[0]) and not path.is_symlink()
+    if found is None or not is_ours or (found[0] and not path.is_file()) or _is_alive(int(found[1])):
+        yield False
+        return
+    with ExitStack() as stack:
+        places = [place for place in path.parent.iterdir() if (_parse(place.name) or ("", ""))[1] == found[1]]
+        yield all(_is_free(place, stack) for place in places)
+
+
+def _is_free(path: Path, stack: ExitStack) -> bool:
+    """Whether nobody holds a file; nobody can until the stack is left. A folder is held by nobody."""
+    if path.is_symlink() or not path.is_file():
+        return True
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return True
+    except OSError:  # somebody else's
+        return False
+    stack.callback(os.close, descriptor)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks: what is seen of processes must do
+        return True
+    return True
+
+
+def _withdraw(note: Path, descriptor: int, process: int) -> None:
+    """Take a note away, unless it is that of the parent process."""
+    if process == os.getpid():
+        with suppress(OSError):
+            note.unlink()
+    os.close(descriptor)
+
+
 def _is_alive(process: int) -> bool:
+    """Whether a process is seen from here; what is no number of a process is none of ours, and stays."""
     try:
         os.kill(process, 0)
     except ProcessLookupError:
         return False
-    except PermissionError:
+    except (PermissionError, OverflowError):
         return True
     return True

@@ -129,7 +129,7 @@ class FeatureCache:
             raise UsageError(
                 f"{store.location} was renamed, it holds features of other settings ({told}); move it away"
             )
-        return cls(opened.store, opened.spec, compress)
+        return cls(store, opened.spec, compress)  # whose note says that it is at work
 
     @classmethod
     @_asking()

@@ -6,6 +6,7 @@ recording that is imported is put in place whole, so that an import that was sto
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import logging
 from collections.abc import Callable, Iterable, Iterator
@@ -90,7 +91,7 @@ def export_cache(
     cache = FeatureCache.find(cache_home(options.cache))
     recordings = cache.recordings()
     failures = _failures(cache)
-    atomic.sweep(file.parent)
+    atomic.sweep(file.parent, file.name)
     with new_file(file) as (out, check):
         for group in ("", RECORDINGS, FAILURES, *failures):
             _write_group(out, cache.store, group)
@@ -263,6 +264,10 @@ def _import_recording(cache: FeatureCache, recording: CachedRecording) -> bool:
         for name in recording.arrays:
             _import_array(aside / name, recording, name)
         files = atomic.describe_files(aside)
+        gone = sorted({*recording.files} - {*files})
+        if gone:
+            told = f"{gone[0]} of {recording.name} is gone, which was written; nothing of it is kept"
+            raise FileNotFoundError(errno.ENOENT, told, str(aside))
         is_reencoded = files != recording.files
         attributes = {**recording.attributes, "files": files} if is_reencoded else recording.attributes
         (aside / METADATA).write_bytes(seal(attributes))

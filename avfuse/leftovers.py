@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import shutil
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from avfuse import atomic
 from avfuse.cache import features_folder, open_store
@@ -25,6 +27,8 @@ from avfuse.spec import FORMAT_VERSION, tell_differences
 
 log = logging.getLogger(__name__)
 
+_STEM = re.compile(r".+-[0-9a-f]{12}")  # of the name that avfuse gives a store: data set and fingerprint
+_SET_ASIDE = re.compile(r".+-[1-9][0-9]*-[0-9a-f]{8}", re.DOTALL)  # what, and who did it
 UNFINISHED, DAMAGED, OLD, SUPERSEDED = "unfinished", "damaged", "old format", "superseded"
 
 
@@ -70,11 +74,15 @@ def find_leftovers(options: CacheCollectOptions) -> Leftovers:
     found: list[Leftover] = []
     kept: list[Leftover] = []
     for path in entries:
-        if path.suffix in (".tmp", ".damaged") and path.is_dir():
+        if path.suffix in (".tmp", ".damaged") and path.is_dir() and _is_of_store(path):
             for inside in sorted(path.iterdir()):
-                is_kept, leftover = _look_inside(inside, path.suffix)
-                (kept if is_kept else found).append(leftover)
-        elif path.is_file() and atomic.is_left_behind(path.name):
+                if path.suffix == ".tmp":
+                    is_dead = atomic.is_left_behind(inside)
+                    why = "its writer has ended" if is_dead else "a writer is at it, or is of another machine"
+                    (found if is_dead else kept).append(_leftover(inside, UNFINISHED, why))
+                elif _SET_ASIDE.fullmatch(inside.name):
+                    found.append(_leftover(inside, DAMAGED, "set aside by a repair"))
+        elif path.is_file() and atomic.is_left_behind(path):
             found.append(_leftover(path, UNFINISHED, "its writer has ended"))
     for path, kind, reason in _find_stores([path for path in entries if path.suffix == ".zarr"]):
         is_offered = kind == OLD or options.superseded
@@ -98,11 +106,11 @@ def remove_leftovers(found: Sequence[Leftover]) -> int:
     for item in found:
         path = Path(item.path)
         is_store = item.kind in (OLD, SUPERSEDED)
-        if _is_busy(path) if is_store else item.kind == UNFINISHED and not atomic.is_left_behind(path.name):
+        if _is_busy(path) if is_store else item.kind == UNFINISHED and not atomic.remove_left_behind(path):
             log.warning("%s stays: a writer is at it", path)
             continue
         if is_store:
-            away = open_store(path).aside()
+            away = path.with_suffix(".tmp") / atomic.new_aside_name()
             away.mkdir(parents=True)
             path = path.rename(away / path.name)  # at once, so that nobody sees half a store
             shutil.rmtree(away)
@@ -115,19 +123,15 @@ def remove_leftovers(found: Sequence[Leftover]) -> int:
     return num_bytes
 
 
-def _look_inside(path: Path, suffix: str) -> tuple[bool, Leftover]:
-    """Return whether something beside a store is kept, and what it is."""
-    if suffix == ".damaged":
-        return False, _leftover(path, DAMAGED, "set aside by a repair")
-    if atomic.is_left_behind(path.name):
-        return False, _leftover(path, UNFINISHED, "its writer has ended")
-    return True, _leftover(path, UNFINISHED, "a writer is at it, or is of another machine")
+def _is_of_store(beside: Path) -> bool:
+    """Whether a folder lies beside a store, or beside what was one."""
+    return beside.with_suffix(".zarr").is_dir() or bool(_STEM.fullmatch(beside.stem))
 
 
 def _find_stores(paths: Sequence[Path]) -> Iterator[tuple[Path, str, str]]:
     """Yield the stores of an older format, and those that another of the same data set has superseded, with reasons."""
     current: dict[str, list[tuple[float, Path]]] = {}
-    settings = {}
+    roots = {}
     for path in paths:
         store = open_store(path)
         content = store.metadata("")
@@ -139,20 +143,42 @@ def _find_stores(paths: Sequence[Path]) -> Iterator[tuple[Path, str, str]]:
         if isinstance(version, int) and version < FORMAT_VERSION:
             yield path, OLD, f"format version {version}; this avfuse reads {FORMAT_VERSION}"
         elif version == FORMAT_VERSION and SEAL in attributes:
-            settings[path] = spec
+            roots[path] = attributes
             current.setdefault(str(spec["dataset"]), []).append((store.changed_s() or 0.0, path))
+    origins = {root["fingerprint"]: _origin(root) for root in roots.values()}
     for stores in current.values():
-        _, last = max(stores)
-        for _, path in sorted(stores):
-            if path != last:
-                told = tell_differences(settings[path], settings[last], ("here", "there"))
-                yield path, SUPERSEDED, f"{last.name} was changed later ({told})"
+        ordered = [path for _, path in sorted(stores)]
+        for number, path in enumerate(ordered):
+            later = [
+                other
+                for other in ordered[number + 1 :]
+                if roots[path]["fingerprint"] not in _trace(roots[other]["fingerprint"], origins)
+            ]
+            if later:
+                told = tell_differences(roots[path]["spec"], roots[later[-1]]["spec"], ("here", "there"))
+                yield path, SUPERSEDED, f"{later[-1].name} was changed later ({told})"
+
+
+def _origin(root: Mapping[str, Any]) -> str | None:
+    """Return the fingerprint of the store that another was shrunk from."""
+    origin: str | None = root.get("provenance", {}).get("shrunk_from", {}).get("fingerprint")
+    return origin
+
+
+def _trace(fingerprint: str, origins: Mapping[str, str | None]) -> set[str]:
+    """Return a store and those that it was shrunk from, one from the other, by their fingerprints."""
+    line: set[str] = set()
+    here: str | None = fingerprint
+    while here is not None and here not in line:
+        line.add(here)
+        here = origins.get(here)
+    return line
 
 
 def _is_busy(store: Path) -> bool:
     """Whether something is being written beside a store, or may be by another machine."""
     beside = store.with_suffix(".tmp")
-    return beside.is_dir() and not all(atomic.is_left_behind(path.name) for path in beside.iterdir())
+    return beside.is_dir() and not all(atomic.is_left_behind(path) for path in beside.iterdir())
 
 
 def _leftover(path: Path, kind: str, reason: str) -> Leftover:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +45,7 @@ class RecordingWriter:
         self._aside = self.cache.store.aside()
         self._halves = self.cache.store.aside()
         self._audio: list[npt.NDArray[np.float32]] = []
+        self._arrays: dict[str, Any] = {}
         self._num_clips = self._num_came = 0
         try:
             self._group = zarr.create_group(self._aside)
@@ -103,6 +106,11 @@ class RecordingWriter:
         """Write the other arrays, flush everything to disk and put the recording into the store.
 
         Return whether it is this one that stands there now: another process may have committed it meanwhile.
+
+        Raises
+        ------
+        OSError
+            If a file cannot be written, or is not there any more; nothing is put into the store then.
         """
         if self._num_came != self._num_clips:
             raise ValueError(f"{self._num_came} clips came, {self._num_clips} were announced")
@@ -112,6 +120,8 @@ class RecordingWriter:
             self._read_back(maps)
         for name, values in small.items():
             self._create(name, values.shape, values.dtype)[...] = values
+        files = atomic.describe_files(self._aside)
+        self._check_files(files)
         attributes: dict[str, Any] = {
             "recording": self.name,
             "num_clips": self._num_clips,
@@ -119,7 +129,7 @@ class RecordingWriter:
             "fingerprint": self.cache.spec.fingerprint,
             "source": asdict(self.source),
             "arrays": {name: describe_array(values) for name, values in small.items()} | maps,
-            "files": {file: entry for file, entry in atomic.describe_files(self._aside).items() if file != METADATA},
+            "files": {file: entry for file, entry in files.items() if file != METADATA},
         }
         (self._aside / METADATA).write_bytes(seal(attributes))
         atomic.flush_tree(self._aside)
@@ -141,6 +151,15 @@ class RecordingWriter:
                     "nothing is kept"
                 )
 
+    def _check_files(self, files: Mapping[str, Any]) -> None:
+        """Refuse a recording of which a file is gone, as after somebody removed what lies beside the store."""
+        for name, array in self._arrays.items():
+            chunks = product(*map(range, array.cdata_shape))
+            for file in (METADATA, *("/".join(map(str, ("c", *chunk))) for chunk in chunks)):
+                if f"{name}/{file}" not in files:
+                    told = f"{name}/{file} of {self.name} is gone, which was written; nothing is kept"
+                    raise FileNotFoundError(errno.ENOENT, told, str(self._aside))
+
     def _quantise(self) -> dict[str, npt.NDArray[np.float32]]:
         """Turn what was kept as halves into bytes; return the scales, or nothing where halves are what is stored."""
         if not self._spools:
@@ -160,7 +179,7 @@ class RecordingWriter:
         compress = self.cache.compress if is_map else "none"
         limit = (MAX_CHUNK_CLIPS if compress == "none" else MAX_COMPRESSED_CHUNK_CLIPS) if is_map else shape[0]
         num_chunks = max(1, -(-shape[0] // max(1, limit)))
-        return self._group.create_array(
+        self._arrays[name] = self._group.create_array(
             name,
             shape=shape,
             dtype=np.dtype(dtype),
@@ -169,6 +188,7 @@ class RecordingWriter:
             config={"write_empty_chunks": True},  # a chunk of zeros is stored too: one that is missing is damage
             **codecs(compress, np.dtype(dtype).name),
         )
+        return self._arrays[name]
 
 
 class _ViewWriter:

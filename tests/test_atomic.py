@@ -14,7 +14,19 @@ from types import SimpleNamespace
 import pytest
 
 from avfuse import atomic
-from avfuse.atomic import describe_files, digest_json, exchange, flush_tree, new_aside_name, sweep, write_atomically
+from avfuse.atomic import (
+    announce,
+    describe_files,
+    digest_json,
+    exchange,
+    flush_tree,
+    hold,
+    is_left_behind,
+    is_of_dead_writer,
+    new_aside_name,
+    sweep,
+    write_atomically,
+)
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +119,12 @@ def test_sweep_removes_what_dead_writers_left(
         ".hidden",
         f"run.json.{host}-{dead_process}-0a1b2c3d",  # not hidden: no name that avfuse gives
         f".run.json.{host}-{os.getpid()}-0a1b2c3d",
+        f"{host}-{dead_process}-results",  # a user's own
+        f"{host}-{dead_process}-0A1B2C3D",
+        f"{host}-{dead_process}-0a1b2c3d4",
+        f"{host}-0{dead_process}-0a1b2c3d",
+        f"{host}-99999999999999999999-0a1b2c3d",  # no number of a process
+        f".folder.{host}-{dead_process}-0a1b2c3d",  # only files have their own name before
     }
     gone = {f"{host}-{dead_process}-0a1b2c3d", f".run.json.{host}-{dead_process}-0a1b2c3d"}
     for name in kept | gone:
@@ -118,6 +136,90 @@ def test_sweep_removes_what_dead_writers_left(
     assert set(sweep(tmp_path)) == gone
     assert {path.name for path in tmp_path.iterdir()} == kept
     assert sweep(tmp_path) == []
+
+
+def test_only_what_was_left_of_one_file_goes_where_it_is_named(dead_process: int, tmp_path: Path) -> None:
+    dead = f"{socket.gethostname()}-{dead_process}-0a1b2c3d"
+    names = [f".all.h5.{dead}", f".other.h5.{dead}", f".small.all.h5.{dead}", dead]
+    for name in names:
+        (tmp_path / name).touch()
+    assert sweep(tmp_path, "all.h5") == [names[0]]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names[1:])
+
+
+class Owner:
+    """Somebody who is at work."""
+
+
+def test_a_writer_that_is_not_seen_is_alive_as_long_as_it_holds_its_note(
+    dead_process: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    owner = Owner()
+    with monkeypatch.context() as patch:  # as it is in a container of its own, under the same host name
+        patch.setattr(os, "getpid", lambda: dead_process)
+        announce(owner, tmp_path)
+    (note,) = tmp_path.iterdir()
+    mine, others = (f"{socket.gethostname()}-{number}-0a1b2c3d" for number in (dead_process, 999_999_999))
+    for name in (mine, others):
+        (tmp_path / name).mkdir()
+    assert is_of_dead_writer(note.name)
+    assert not is_left_behind(note)
+    assert sweep(tmp_path) == [others]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([note.name, mine])
+    del owner  # killed: nobody takes the note away, since this process is another than the one that left it
+    assert note.exists()
+    assert sweep(tmp_path) == sorted([note.name, mine])
+
+
+def test_a_note_goes_with_its_owner(tmp_path: Path) -> None:
+    owner = Owner()
+    announce(owner, tmp_path)
+    (note,) = tmp_path.iterdir()
+    assert note.name.startswith(f"{socket.gethostname()}-{os.getpid()}-")
+    assert sweep(tmp_path) == []
+    del owner
+    assert not note.exists()
+
+
+def test_a_note_that_was_swept_before_it_was_locked_is_left_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held: list[int] = []
+
+    def sweep_first(descriptor: int) -> None:
+        if not held:
+            next(tmp_path.iterdir()).unlink()
+        held.append(descriptor)
+        hold(descriptor)
+
+    monkeypatch.setattr(atomic, "hold", sweep_first)
+    owner = Owner()
+    announce(owner, tmp_path)
+    assert (len(held), len(list(tmp_path.iterdir()))) == (2, 1)
+
+
+def test_a_file_that_is_being_written_is_held(
+    dead_process: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    swept: list[list[str]] = []
+    monkeypatch.setattr(os, "getpid", lambda: dead_process)
+    monkeypatch.setattr(os, "fsync", lambda _: swept.append(sweep(tmp_path)))
+    write_atomically(tmp_path / "run.json", b"content")
+    assert (swept, (tmp_path / "run.json").read_bytes()) == ([[]], b"content")
+
+
+def test_where_nothing_can_be_locked_the_process_must_do(
+    dead_process: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(atomic.fcntl, "flock", refuse)
+    owner, dead = Owner(), f"{socket.gethostname()}-{dead_process}-0a1b2c3d"
+    announce(owner, tmp_path)
+    (tmp_path / dead).touch()
+    assert sweep(tmp_path) == [dead]
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_a_process_of_somebody_else_is_alive(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

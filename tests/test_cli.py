@@ -14,7 +14,7 @@ import torch
 import transcription
 from conftest import logging_and_signals_kept, write_video
 from test_extract import FACE, FPS, face_video, write_trace
-from toy import toy_cache
+from toy import left_aside, toy_cache
 
 from avfuse import registry
 from avfuse.cache import FeatureCache
@@ -269,7 +269,7 @@ def test_a_signal_ends_the_run_and_keeps_what_is_finished(tmp_path: Path, number
     assert "Traceback" not in err
     store = FeatureCache.find(tmp_path / "cache")
     assert [item.name for item in store.recordings() if item.is_whole] == ["a"]
-    assert list(store.path.with_suffix(".tmp").iterdir()) == []
+    assert left_aside(store.path) == []
 
 
 def test_a_reader_that_leaves_is_no_error(tmp_path: Path) -> None:

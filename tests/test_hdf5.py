@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import zarr
-from toy import add_recording, toy_spec
+from toy import add_recording, left_aside, toy_spec
 
 from avfuse import atomic, checkpoint, hdf5, runs
 from avfuse.cache import FeatureCache
@@ -129,12 +129,12 @@ def test_a_file_gives_the_folder_back_byte_for_byte(tmp_path: Path, compress: st
     summary = import_cache(CacheImportOptions(file, tmp_path / "there"))
     assert (summary.num_recordings, summary.num_imported, summary.num_failures) == (4, 4, 1)
     assert (summary.num_clips, summary.reencoded) == (327, ())
-    before = atomic.describe_files(tmp_path / "here")
-    assert atomic.describe_files(tmp_path / "there") == before
+    before = atomic.describe_files(cache.path)
+    assert atomic.describe_files(tmp_path / "there/features" / cache.path.name) == before
     assert len(before) > 80
     again = import_cache(CacheImportOptions(file, tmp_path / "there"))
     assert (again.num_imported, again.num_present, again.num_failures) == (0, 4, 0)
-    assert atomic.describe_files(tmp_path / "there") == before
+    assert atomic.describe_files(tmp_path / "there/features" / cache.path.name) == before
 
 
 def test_every_view_goes_along(tmp_path: Path) -> None:
@@ -154,7 +154,7 @@ def test_every_view_goes_along(tmp_path: Path) -> None:
             np.concatenate(list(given.view(number).chunks())), views[number].astype(np.float16)
         )
     import_cache(CacheImportOptions(file, tmp_path / "there"))
-    assert atomic.describe_files(tmp_path / "there") == atomic.describe_files(tmp_path / "here")
+    assert atomic.describe_files(tmp_path / "there/features" / cache.path.name) == atomic.describe_files(cache.path)
 
 
 def test_metadata_may_be_longer_than_an_old_attribute(tmp_path: Path) -> None:
@@ -370,7 +370,7 @@ def test_a_full_disk_leaves_nothing(cache: FeatureCache, tmp_path: Path) -> None
 
 def test_what_a_killed_export_left_goes(cache: FeatureCache, tmp_path: Path) -> None:
     name = atomic.new_aside_name().split("-")
-    dead = tmp_path / f".other.h5.{'-'.join(name[:-2])}-4194305-{name[-1]}"  # beyond the largest process id
+    dead = tmp_path / f".all.h5.{'-'.join(name[:-2])}-4194305-{name[-1]}"  # beyond the largest process id
     dead.write_bytes(b"half")
     export(cache, tmp_path / "all.h5")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["all.h5", "home"]
@@ -389,7 +389,7 @@ def test_an_import_that_was_stopped_goes_on(file: Path, tmp_path: Path) -> None:
         import_cache(options, stop)
     cache = FeatureCache.find(tmp_path / "there")
     assert (cache.names(), seen) == (sorted(NAMES)[:2], [0, 1, 2])
-    assert not any(cache.path.with_suffix(".tmp").iterdir())
+    assert left_aside(cache.path) == []
     seen.clear()
     summary = import_cache(options, lambda done, total: seen.append(done))
     assert (summary.num_imported, summary.num_present, seen) == (2, 2, [2, 3, 4])

@@ -72,6 +72,20 @@ def test_what_dead_writers_left_goes_and_what_living_ones_are_at_stays(tmp_path:
     assert found_in(tmp_path).found == ()
 
 
+def test_what_is_not_of_avfuse_stays(tmp_path: Path) -> None:
+    store = make_store(tmp_path)
+    gone = tmp_path / "features" / "gone-0123456789ab.damaged"
+    damaged, other = store.with_suffix(".damaged"), tmp_path / "features" / "photos.damaged"
+    for folder in (gone, damaged, other):
+        for name in (f"a-{ELSEWHERE}", "mine", "a-1-0123", ELSEWHERE.upper()):
+            (folder / name).mkdir(parents=True)
+    found = found_in(tmp_path)
+    assert [item.path for item in found.found] == [str(folder / f"a-{ELSEWHERE}") for folder in (gone, damaged)]
+    remove_leftovers(found.found)
+    assert {len(list(folder.iterdir())) for folder in (gone, damaged)} == {3}
+    assert len(list(other.iterdir())) == 4
+
+
 def test_what_was_set_aside_goes_with_its_folder(tmp_path: Path) -> None:
     store = make_store(tmp_path)
     size = sum(file.stat().st_size for file in (store / "recordings/a").rglob("*") if file.is_file())
@@ -117,6 +131,40 @@ def test_superseded_stores_go_only_where_that_is_asked_for(tmp_path: Path) -> No
     assert (old.exists(), new.exists(), other.exists()) == (False, True, True)
 
 
+def test_what_others_were_shrunk_from_is_not_superseded_by_them(tmp_path: Path) -> None:
+    def shrink(source: FeatureCache, **changes: object) -> FeatureCache:
+        return FeatureCache.create(
+            tmp_path, toy_spec(**changes), {"shrunk_from": {"fingerprint": source.spec.fingerprint}}
+        )
+
+    older, whole = (FeatureCache.create(tmp_path, toy_spec(precision=name), {}) for name in ("fp16", "fp32"))
+    small = shrink(whole, storage={"dtype": "uint8", "maps": "whole"})
+    last = shrink(small, storage={"dtype": "uint8", "maps": "pooled"})
+    for age, cache in enumerate((last, small, whole, older)):
+        for place in ("", "recordings", "failures"):
+            os.utime(Path(cache.path) / place, (1e9 - age, 1e9 - age))
+    names = [Path(cache.path).name for cache in (older, last)]
+    del older, whole, small, last, cache
+    found = found_in(tmp_path, superseded=True)
+    assert kinds(found) == {names[0]: "superseded"}
+    assert found.found[0].reason.startswith(f"{names[1]} was changed later")
+
+
+def test_a_store_whose_extraction_lives_stays_between_two_recordings(tmp_path: Path) -> None:
+    old = FeatureCache.create(tmp_path, toy_spec(), {})
+    add_recording(old, "a", "train", 9, seed=0)
+    path, _ = Path(old.path), make_store(tmp_path, precision="bf16")
+    for place in (path, path / "recordings", path / "failures"):
+        os.utime(place, (1e9, 1e9))
+    found = found_in(tmp_path, superseded=True)
+    assert found.found == ()
+    assert {Path(item.path).parent.name: item.reason for item in found.kept}[path.with_suffix(".tmp").name] == (
+        "a writer is at it, or is of another machine"
+    )
+    del old
+    assert kinds(found_in(tmp_path, superseded=True)) == {path.name: "superseded"}
+
+
 def test_a_store_that_is_being_written_stays(tmp_path: Path) -> None:
     old, _ = make_store(tmp_path), make_store(tmp_path, precision="bf16")
     os.utime(old / "recordings", (1e9, 1e9))
@@ -136,7 +184,7 @@ def test_what_a_writer_has_taken_up_since_stays(tmp_path: Path, monkeypatch: pyt
     store = make_store(tmp_path)
     (store.with_suffix(".tmp") / DEAD).mkdir()
     found = found_in(tmp_path).found
-    monkeypatch.setattr(leftovers.atomic, "is_left_behind", lambda name: False)
+    monkeypatch.setattr(leftovers.atomic, "remove_left_behind", lambda path: False)
     assert remove_leftovers(found) == 0
     assert (store.with_suffix(".tmp") / DEAD).exists()
 
@@ -150,12 +198,12 @@ def test_no_link_is_followed(tmp_path: Path) -> None:
     (outside / "treasure").mkdir()
     (outside / "treasure" / "file").write_bytes(b"1234567")
     (home / "features" / "linked.damaged").symlink_to(outside / "treasure")
-    damaged = store.with_suffix(".damaged")
-    (damaged / "x").mkdir(parents=True)
-    (damaged / "x" / "link").symlink_to(outside / "treasure")
-    (damaged / "y").symlink_to(outside / "treasure")
+    damaged, (one, other) = store.with_suffix(".damaged"), (f"{name}-{ELSEWHERE}" for name in "xy")
+    (damaged / one).mkdir(parents=True)
+    (damaged / one / "link").symlink_to(outside / "treasure")
+    (damaged / other).symlink_to(outside / "treasure")
     found = found_in(home)
-    assert {Path(item.path).name: item.num_bytes for item in found.found} == {"x": 0, "y": 0}
+    assert {Path(item.path).name: item.num_bytes for item in found.found} == {one: 0, other: 0}
     remove_leftovers(found.found)
     assert not damaged.exists()
     assert (outside / "treasure" / "file").read_bytes() == b"1234567"

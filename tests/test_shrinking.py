@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import logging_and_signals_kept
-from toy import CHANNELS, MAP, add_recording, toy_cache, toy_spec
+from toy import CHANNELS, MAP, add_recording, left_aside, toy_cache, toy_spec
 
 from avfuse import shrinking
 from avfuse.cache import FeatureCache
@@ -55,10 +55,6 @@ def stored(recording: CachedRecording, view: int = 0) -> Any:
     return np.concatenate(list(recording.view(view).chunks()))
 
 
-def left_aside(cache: FeatureCache) -> list[Path]:
-    return list(Path(str(cache.path)).with_suffix(".tmp").iterdir())
-
-
 def is_sound(cache: FeatureCache) -> bool:
     return verify_store(cache.store, num_workers=1).damages == ()
 
@@ -90,7 +86,7 @@ def test_a_smaller_cache_is_what_extraction_would_have_made(
     assert (target.failures(), is_sound(target)) == (source.failures(), True)
     assert target.provenance["weights"] == "none"
     assert target.provenance["shrunk_from"]["fingerprint"] == source.spec.fingerprint
-    assert (metadata(source), is_sound(source), left_aside(target)) == (before, True, [])
+    assert (metadata(source), is_sound(source), left_aside(target.path)) == (before, True, [])
     assert dataclasses.replace(summary, elapsed_s=0) == ShrinkSummary(
         source=source.path,
         store=target.path,
@@ -143,7 +139,7 @@ def test_compression_takes_place_where_the_cache_is_and_can_be_taken_back(
     assert cache.digest(("train", "validation", "test")) == digest
     expected = fill(tmp_path / "expected", "zstd", storage=storage, views={"count": 2})
     assert metadata(cache) == metadata(expected) != plain
-    assert (is_sound(cache), left_aside(cache), cache.failures()) == (True, [], expected.failures())
+    assert (is_sound(cache), left_aside(cache.path), cache.failures()) == (True, [], expected.failures())
     again = shrink(cache, compress="zstd")
     assert (again.num_shrunk, again.num_present) == (0, 3)
     assert shrink(cache, compress="none", out=tmp_path).num_shrunk == 3
@@ -183,7 +179,7 @@ def test_what_was_stopped_goes_on_where_it_was(tmp_path: Path) -> None:
         shrinking.shrink(options, stop)
     target = FeatureCache.open(tmp_path / "home" / "features" / make_smaller(cache.spec, options).store_name)
     num_there = len(target.recordings())
-    assert (left_aside(target), steps) == ([], [(0, 3), (1, 3)])
+    assert (left_aside(target.path), steps) == ([], [(0, 3), (1, 3)])
     assert 1 <= num_there <= 2  # the one that was begun is ended
     summary = shrinking.shrink(options, lambda done, total: steps.append((done, total)))
     assert (summary.num_present, summary.num_shrunk) == (num_there, 3 - num_there)
@@ -204,7 +200,7 @@ def test_what_is_read_is_compared_on_the_way(tmp_path: Path, array: str, knobs: 
     assert bytes(content) == chunk.read_bytes()
     for path in tmp_path.glob("features/*.zarr"):
         target = FeatureCache.open(path)
-        assert left_aside(target) == []
+        assert left_aside(target.path) == []
         assert path == cache.path or "b/c" not in target.names()
 
 
@@ -297,7 +293,7 @@ def test_the_larger_cache_goes_once_the_smaller_was_verified(tmp_path: Path) -> 
     chunk.write_bytes(content)
     summary = shrink(cache, dtype="uint8", replace=True)
     assert (summary.is_replaced, summary.num_present, is_sound(target)) == (True, 3, True)
-    assert (Path(cache.path).exists(), left_aside(cache)) == (False, [])
+    assert (Path(cache.path).exists(), left_aside(cache.path)) == (False, [])
     assert summary.num_bytes_before > summary.num_bytes_after > 0
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from collections.abc import Iterator, Sequence
 from itertools import product
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from toy import toy_spec
+from toy import left_aside, toy_spec
 
 from avfuse import atomic, encoding
 from avfuse import writer as writer_page
@@ -89,10 +90,6 @@ def expected_of(given: Sequence[npt.NDArray[np.float32]], dtype: str, maps: str)
     return [*(to_bytes(half, *scale) for half in halves), *scale]
 
 
-def left_aside(cache: FeatureCache) -> list[Path]:
-    return list(Path(str(cache.path)).with_suffix(".tmp").iterdir())
-
-
 @every_storage
 def test_maps_are_stored_as_the_spec_has_it(
     tmp_path: Path, dtype: str, maps: str, compress: str, num_views: int
@@ -168,7 +165,7 @@ def test_what_is_stored_is_taken_as_it_is(tmp_path: Path, dtype: str) -> None:
     scales = {} if dtype == "float16" else {name: first.array(name) for name in ("video_scale", "video_offset")}
     with RecordingWriter(cache, "a", SOURCE) as writer:
         writer.begin(9, as_stored=True)
-        assert len(left_aside(cache)) == 1  # there are no halves
+        assert len(left_aside(cache.path)) == 1  # there are no halves
         writer.append(stored(first, 0)[:4], first.array("audio")[:4], stored(first, 1)[:4])
         writer.append(stored(first, 0)[4:], first.array("audio")[4:], stored(first, 1)[4:])
         writer.commit({"frame_time_s": first.array("frame_time_s"), **scales}, fps=25.0)
@@ -215,7 +212,7 @@ def test_what_cannot_be_stored_is_refused(
     with pytest.raises(error, match=message), RecordingWriter(cache, "a", SOURCE) as writer:
         writer.begin(5)
         writer.append(*given)
-    assert (cache.recordings(), left_aside(cache)) == ([], [])
+    assert (cache.recordings(), left_aside(cache.path)) == ([], [])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -236,12 +233,12 @@ def test_nothing_is_left_of_what_was_interrupted(
         if after != "begin":
             writer.append(video[:5], audio[:5])
             writer.append(video[5:], audio[5:])
-            assert (len(left_aside(cache)) == 2) == (dtype == "uint8")  # the halves have a place of their own
+            assert (len(left_aside(cache.path)) == 2) == (dtype == "uint8")  # the halves have a place of their own
         if after == "commit":
             monkeypatch.setattr("avfuse.writer.atomic.flush_tree", interrupt)
             writer.commit({}, fps=25.0)
         interrupt()
-    assert left_aside(cache) == []
+    assert left_aside(cache.path) == []
     assert [item.digest for item in cache.recordings()] == [before]
 
 
@@ -252,7 +249,7 @@ def test_less_than_announced_is_not_committed(tmp_path: Path) -> None:
         writer.begin(5)
         writer.append(video, audio)
         writer.commit({}, fps=25.0)
-    assert (cache.recordings(), left_aside(cache)) == ([], [])
+    assert (cache.recordings(), left_aside(cache.path)) == ([], [])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -269,7 +266,7 @@ def test_a_codec_that_gives_back_other_values_keeps_nothing(
     monkeypatch.setattr(writer_page._ViewWriter, "_write", unsoundly)
     with pytest.raises(UsageError, match=r"^a/video reads as other values after compression by zstd than before"):
         write(cache, features(9))
-    assert (cache.recordings(), left_aside(cache)) == ([], [])
+    assert (cache.recordings(), left_aside(cache.path)) == ([], [])
 
 
 # What stands there already
@@ -288,7 +285,7 @@ def test_what_stands_there_is_replaced_in_one_step(tmp_path: Path, monkeypatch: 
         given = features(5, seed=1)
         recording = write(cache, given)
     np.testing.assert_array_equal(stored(recording), given[0].astype(np.float16))
-    assert (len(cache.recordings()), left_aside(cache)) == (1, [])
+    assert (len(cache.recordings()), left_aside(cache.path)) == (1, [])
 
 
 def test_where_places_cannot_be_exchanged_the_old_one_is_kept_meanwhile(
@@ -301,7 +298,7 @@ def test_where_places_cannot_be_exchanged_the_old_one_is_kept_meanwhile(
     monkeypatch.setattr(atomic, "exchange", lambda one, other: False)
     new = write(cache, given)
     assert [item.digest for item in cache.recordings()] == [new.digest] != [old]
-    assert (left_aside(cache), list(damaged.iterdir())) == ([], [])
+    assert (left_aside(cache.path), list(damaged.iterdir())) == ([], [])
 
     def refuse(self: DirectoryStore, aside: Path, group: str) -> bool:
         raise OSError("the disk was taken out")
@@ -319,3 +316,27 @@ def test_the_digest_of_a_file_is_that_of_its_content(tmp_path: Path) -> None:
     for file, entry in recording.files.items():
         content = (Path(str(cache.path)) / recording.group / file).read_bytes()
         assert entry == {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+
+
+@pytest.mark.parametrize("lost", ["video/zarr.json", "video/c/1/0/0/0", "frame_time_s/c/0", "audio"])
+def test_a_recording_of_which_a_file_is_gone_is_not_committed(tmp_path: Path, lost: str) -> None:
+    cache = make_cache(tmp_path)
+    video, audio = features(300)
+    with (
+        pytest.raises(FileNotFoundError, match=rf"{lost}.* of a is gone, which was written; nothing is kept"),
+        RecordingWriter(cache, "a", SOURCE) as writer,
+    ):
+        writer.begin(300)
+        writer.append(video, audio)
+        (aside,) = left_aside(cache.path)
+        describe = atomic.describe_files
+
+        def lose(folder: Path) -> Any:
+            place = aside / lost
+            shutil.rmtree(place) if place.is_dir() else place.unlink()
+            return describe(folder)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(atomic, "describe_files", lose)
+            writer.commit({"frame_time_s": np.arange(300) / 25}, fps=25.0)
+    assert (cache.recordings(), left_aside(cache.path)) == ([], [])

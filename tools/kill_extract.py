@@ -39,8 +39,8 @@ def extract_to_the_end(corpus: Path, cache: Path) -> float:
 
 
 def asides(cache: Path) -> list[Path]:
-    """Return what is being written, or was when its writer was killed."""
-    return list(cache.glob("features/*.tmp/*"))
+    """Return the recordings that are being written, or were when their writer was killed."""
+    return [path for path in cache.glob("features/*.tmp/*") if path.is_dir()]
 
 
 def broken(cache: Path) -> list[str]:

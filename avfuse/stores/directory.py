@@ -28,6 +28,7 @@ class DirectoryStore(Store):
 
     def __init__(self, location: Path | str) -> None:
         super().__init__(Path(location))
+        self._announced_by = 0
 
     @classmethod
     def find(cls, folder: Path | str) -> list[Path | str]:
@@ -92,13 +93,17 @@ class DirectoryStore(Store):
         return max(folder.stat().st_mtime for folder in folders if folder.exists())
 
     def aside(self) -> Path:
-        """Return a new place in the folder beside the store, on the same file system."""
-        return self._beside("tmp") / atomic.new_aside_name()
+        """Return a new place in the folder beside the store, on the same file system; from now on a note lies there."""
+        folder = self._beside("tmp")
+        folder.mkdir(parents=True, exist_ok=True)
+        if self._announced_by != os.getpid():
+            atomic.announce(self, folder)
+            self._announced_by = os.getpid()
+        return folder / atomic.new_aside_name()
 
     def prepare(self) -> list[str]:
-        """Make the folder beside the store and sweep it."""
-        self._beside("tmp").mkdir(parents=True, exist_ok=True)
-        swept = atomic.sweep(self._beside("tmp"))
+        """Make the folder beside the store, leave a note there for as long as this object lives, and sweep it."""
+        swept = atomic.sweep(self.aside().parent)
         inside = self.location / "recordings"
         if inside.exists() and not os.access(inside, os.W_OK):  # refused now, not after an hour of work
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
@@ -106,7 +111,7 @@ class DirectoryStore(Store):
 
     def put(self, aside: Path, group: str) -> bool:
         """Rename a folder into place."""
-        target = self.location / group
+        target = self._place / group
         try:
             aside.rename(target)
         except OSError as error:
@@ -121,7 +126,7 @@ class DirectoryStore(Store):
 
         Where the system cannot do that in one step, what stood there lies in the folder of what was damaged meanwhile.
         """
-        target = self.location / group
+        target = self._place / group
         try:
             if atomic.exchange(aside, target):
                 atomic.flush(target.parent)
@@ -136,9 +141,8 @@ class DirectoryStore(Store):
 
     def write_metadata(self, group: str, content: bytes) -> None:
         """Replace a group's zarr.json; what is on its way lies beside the store, where a dead writer's is swept."""
-        aside, target = self.aside(), self.location / group / METADATA
-        for folder in (aside.parent, target.parent):
-            folder.mkdir(parents=True, exist_ok=True)
+        aside, target = self.aside(), self._place / group / METADATA
+        target.parent.mkdir(parents=True, exist_ok=True)
         try:
             aside.write_bytes(content)
             atomic.flush(aside)
@@ -149,7 +153,7 @@ class DirectoryStore(Store):
 
     def remove(self, group: str) -> None:
         """Rename a group's folder away, then remove it."""
-        folder = self.location / group
+        folder = self._place / group
         if folder.exists():
             away = self.aside()
             away.mkdir(parents=True)
@@ -163,5 +167,11 @@ class DirectoryStore(Store):
         (self.location / path).rename(place)
         return str(place)
 
+    @property
+    def _place(self) -> Path:
+        """Where the folder lies, links followed: what is beside it there can be renamed into it."""
+        return self.location.resolve()
+
     def _beside(self, suffix: str) -> Path:
-        return self.location.with_suffix(f".{suffix}")
+        place = self._place
+        return place.with_name(f"{place.name.removesuffix('.zarr')}.{suffix}")

@@ -71,6 +71,7 @@ def new_file(path: Path) -> Iterator[tuple[Any, Callable[[], None]]]:
     aside = path.with_name(f".{path.name}.{atomic.new_aside_name()}")
     try:
         with _Sink(aside) as sink:
+            atomic.hold(sink.fileno())
             with h5py.File(sink, "w", **_LAYOUT) as out:
                 yield out, sink.check
             sink.check()

@@ -226,7 +226,7 @@ class S3Store(Store):
         """Remove the notes of dead writers of this machine, and what they were writing; return its names."""
         swept = []
         for group, notes in self._notes("").items():
-            dead = [note for note in notes if atomic.is_left_behind(PurePosixPath(note).name)]
+            dead = [note for note in notes if atomic.is_of_dead_writer(PurePosixPath(note).name)]
             if dead and len(dead) == len(notes) and group and self.metadata(group) is None:
                 self._clear(group)
                 swept.append(group)
