@@ -25,7 +25,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from avfuse import atomic, registry
-from avfuse.cached import DAMAGED, RECORDINGS, CachedRecording, group_of
+from avfuse.cached import RECORDINGS, CachedRecording, group_of
 from avfuse.options import local_home
 from avfuse.schema import Failure, UsageError
 from avfuse.sealed import read_attributes, read_sealed, seal
@@ -144,19 +144,20 @@ class FeatureCache:
         store = open_store(location)
         content = store.metadata("")
         attributes = read_attributes(content)
+        again = ", and extract again" if store.is_writable else ""
         if attributes is None or not isinstance(attributes.get("spec"), dict):
             if holds_recordings(store):
-                raise UsageError(f"the settings of {location} are {DAMAGED}, and extract again")
+                raise UsageError(f"the settings of {location} are damaged; {store.remedy}{again}")
             raise UsageError(f"{location} is not a feature store of avfuse; make one with: avfuse extract")
         version = attributes["spec"].get("format_version")
         if version != FORMAT_VERSION:
             raise UsageError(
-                f"{location} has format version {version}; this avfuse reads {FORMAT_VERSION}: read it with the avfuse "
-                "that made it, or make its features again with: avfuse extract"
+                f"{location} has format version {version!r}; this avfuse reads {FORMAT_VERSION}: read it with the "
+                "avfuse that made it, or make its features again with: avfuse extract"
             )
         if read_sealed(content) is None:
             raise UsageError(
-                f"the settings of {location} were altered after it was made and are {DAMAGED}, and extract again"
+                f"the settings of {location} were altered after it was made and are damaged; {store.remedy}{again}"
             )
         return cls(store, CacheSpec.from_json(attributes["spec"]))
 
@@ -206,7 +207,7 @@ class FeatureCache:
         found = [CachedRecording(self.store, group, known) for group, known in surveyed.items()]
         for item in found:
             if not item.is_whole:
-                raise UsageError(f"{item.path} is {DAMAGED}")
+                raise UsageError(f"{item.path} is damaged; {self.store.remedy}")
             if item.fingerprint != self.spec.fingerprint:
                 raise UsageError(
                     f"{item.path} was made with other settings ({item.fingerprint}) and is not of this store"

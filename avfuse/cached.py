@@ -20,10 +20,9 @@ from avfuse.clips import ClipArray, digest_of
 from avfuse.schema import UsageError
 from avfuse.sealed import read_sealed, seal
 from avfuse.spec import Source, folder_name
-from avfuse.stores import METADATA, Store
+from avfuse.stores import METADATA, Store, tells_nothing
 
 RECORDINGS = "recordings"
-DAMAGED = "damaged; see what is wrong with: avfuse cache verify, set it aside with: avfuse cache repair"
 _UNREADABLE = (OSError, ValueError, LookupError, TypeError, RuntimeError)  # what stores and codecs raise
 
 
@@ -126,9 +125,9 @@ class CachedRecording:
         name = view_name(number)
         try:
             return self.store.clips(f"{self.group}/{name}")
-        except ConnectionError:
-            raise  # nobody can tell what is there
         except _UNREADABLE as error:
+            if tells_nothing(error):
+                raise
             raise self._refusal(name, error) from error
 
     def check(self, number: int) -> None:
@@ -149,9 +148,9 @@ class CachedRecording:
             for values in clips.chunks():
                 digest.update(np.ascontiguousarray(values).data)
                 yield values
-        except ConnectionError:
-            raise  # nobody can tell what is there
         except _UNREADABLE as error:
+            if tells_nothing(error):
+                raise
             raise self._refusal(name, error) from error
         if self.arrays[name] != {"shape": [*clips.shape], "dtype": clips.dtype.name, "sha256": digest.hexdigest()}:
             raise self.damage(name)
@@ -170,9 +169,9 @@ class CachedRecording:
         """
         try:
             values = self.store.array(f"{self.group}/{name}")
-        except ConnectionError:
-            raise  # nobody can tell what is there
         except _UNREADABLE as error:
+            if tells_nothing(error):
+                raise
             raise self._refusal(name, error) from error
         if describe_array(values) != self.arrays.get(name):
             raise self.damage(name)
@@ -180,7 +179,7 @@ class CachedRecording:
 
     def damage(self, array: str) -> UsageError:
         """Return the error about a damaged array."""
-        return UsageError(f"{self.path}/{array} is {DAMAGED}")
+        return UsageError(f"{self.path}/{array} is damaged; {self.store.remedy}")
 
     def _refusal(self, array: str, error: Exception) -> UsageError:
         """Return the error about an array that cannot be read: it is damaged, unless something is missing here."""

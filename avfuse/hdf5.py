@@ -21,7 +21,7 @@ import zarr
 from avfuse import atomic
 from avfuse.cache import FAILURES, FeatureCache
 from avfuse.cache_options import CacheExportOptions, CacheImportOptions
-from avfuse.cached import DAMAGED, RECORDINGS, CachedRecording, group_of, view_name
+from avfuse.cached import RECORDINGS, CachedRecording, group_of, view_name
 from avfuse.options import cache_home
 from avfuse.schema import UsageError
 from avfuse.sealed import read_sealed, seal
@@ -168,7 +168,7 @@ def _failures(cache: FeatureCache) -> list[str]:
     groups = cache.store.groups(FAILURES)
     for group in groups:
         if read_sealed(cache.store.metadata(group)) is None:
-            raise UsageError(f"{cache.path}/{group} is {DAMAGED}")
+            raise UsageError(f"{cache.path}/{group} is damaged; {cache.store.remedy}")
     return groups
 
 
@@ -248,7 +248,7 @@ def _is_there(cache: FeatureCache, recording: CachedRecording) -> bool:
     if cache.store.metadata(here.group) is None and not cache.store.files(here.group):
         return False
     if not here.is_whole:
-        raise UsageError(f"{here.path} is {DAMAGED}")
+        raise UsageError(f"{here.path} is damaged; {cache.store.remedy}")
     if here.digest != recording.digest:
         raise UsageError(
             f"{here.path} has other content than {recording.path} (features, targets, partition or subject), and "

@@ -22,7 +22,7 @@ from avfuse.options import cache_home
 from avfuse.schema import UsageError
 from avfuse.sealed import read_attributes, read_sealed
 from avfuse.spec import FORMAT_VERSION
-from avfuse.stores import METADATA, Store
+from avfuse.stores import METADATA, Store, tells_nothing
 
 LOCAL_STORES = ("directory", "hdf5")
 _READS_AT_ONCE = 16
@@ -160,8 +160,8 @@ def _describe(store: Store) -> StoreEntry:
     spec = (read_attributes(content) or {}).get("spec")
     spec = spec if isinstance(spec, dict) else {}
     version = spec.get("format_version")
-    if version is not None and version != FORMAT_VERSION:
-        state = f"format version {version}; this avfuse reads {FORMAT_VERSION}"
+    if spec and version != FORMAT_VERSION:
+        state = f"format version {version!r}; this avfuse reads {FORMAT_VERSION}"
     else:
         state = "" if read_sealed(content) else "damaged; see: avfuse cache verify"
     return StoreEntry(
@@ -225,5 +225,13 @@ def _count_compressions(store: Store, recordings: Sequence[CachedRecording]) -> 
     if store.files("") is None:
         return {}
     with ThreadPoolExecutor(_READS_AT_ONCE) as executor:
-        found = executor.map(lambda item: compression_of(store.read(f"{item.group}/video/{METADATA}")), recordings)
-        return dict(sorted(Counter(found).items()))
+        return dict(sorted(Counter(executor.map(_compression, recordings)).items()))
+
+
+def _compression(item: CachedRecording) -> str:
+    try:
+        return compression_of(item.store.read(f"{item.group}/video/{METADATA}"))
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        if tells_nothing(error):
+            raise
+        raise item.damage("video") from error

@@ -141,7 +141,7 @@ def _find_stores(paths: Sequence[Path]) -> Iterator[tuple[Path, str, str]]:
             continue  # damaged: nobody can tell what it is
         version = spec.get("format_version")
         if isinstance(version, int) and version < FORMAT_VERSION:
-            yield path, OLD, f"format version {version}; this avfuse reads {FORMAT_VERSION}"
+            yield path, OLD, f"format version {version!r}; this avfuse reads {FORMAT_VERSION}"
         elif version == FORMAT_VERSION and SEAL in attributes:
             roots[path] = attributes
             current.setdefault(str(spec["dataset"]), []).append((store.changed_s() or 0.0, path))

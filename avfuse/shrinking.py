@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from avfuse.cache import FAILURES, FeatureCache
 from avfuse.cache_options import CacheShrinkOptions
-from avfuse.cached import DAMAGED, CachedRecording, view_name
+from avfuse.cached import CachedRecording, view_name
 from avfuse.cost import RunCost, find_cost, read_runs
 from avfuse.device import choose_device
 from avfuse.encoding import codecs, compression_of, decode
@@ -163,7 +163,7 @@ def make_smaller(spec: CacheSpec, options: CacheShrinkOptions) -> CacheSpec:
 def _refuse_unread(source: FeatureCache, options: CacheShrinkOptions) -> None:
     """Refuse a store of which something could not be taken along, or that could not be removed as it is wished."""
     if len(source.failures()) != len(source.store.groups(FAILURES)):
-        raise UsageError(f"{source.path}/{FAILURES} is {DAMAGED}")
+        raise UsageError(f"{source.path}/{FAILURES} is damaged; {source.store.remedy}")
     if options.replace and not source.store.is_writable:
         raise UsageError(f"{source.path} can be read only; leave out --replace, and remove it yourself")
 
@@ -231,7 +231,7 @@ def _is_there(target: FeatureCache, item: CachedRecording, compress: str) -> boo
     if target.store.metadata(here.group) is None and not target.store.files(here.group):
         return False
     if not here.is_whole:
-        raise UsageError(f"{here.path} is {DAMAGED}")
+        raise UsageError(f"{here.path} is damaged; {target.store.remedy}")
     is_of_item = here.digest == item.digest if here.fingerprint == item.fingerprint else _apart(here) == _apart(item)
     if not is_of_item:
         raise UsageError(

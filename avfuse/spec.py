@@ -23,6 +23,7 @@ CROP_SUFFIXES = (".jpg", ".jpeg", ".png")  # in the order of preference
 _CROP_NUMBER = re.compile(r"\d{5}|[1-9]\d{5,}", re.ASCII)
 _FINGERPRINT_LENGTH = 12
 _MAX_NAME_BYTES = 180
+_METADATA = "zarr.json"  # of the group of all recordings, beside their folders
 _MAX_TOLD, _MAX_TOLD_LETTERS = 4, 32
 
 
@@ -239,10 +240,12 @@ def folder_name(name: str) -> str:
     """Return the folder name of a recording: portable, flat and reversible but for very long names."""
     key = urllib.parse.quote(unicodedata.normalize("NFC", name), safe=" ()[]+,=@").replace("~", "%7E")
     key = f"%2E{key[1:]}" if key.startswith(".") else key
+    key = key.replace(".", "%2E") if key == _METADATA else key
     if len(key) <= _MAX_NAME_BYTES:
         return key
     return f"{key[: _MAX_NAME_BYTES - 17]}~{hashlib.sha256(name.encode()).hexdigest()[:16]}"
 
 
 def _slug(name: str) -> str:
-    return "".join(c if c.isalnum() or c in "._" else "-" for c in name).strip("-.") or "corpus"
+    slug = "".join(c if c.isalnum() or c in "._" else "-" for c in name)
+    return slug.encode()[:_MAX_NAME_BYTES].decode(errors="ignore").strip("-.") or "corpus"

@@ -62,6 +62,8 @@ def verify(
     ------
     UsageError
         If there is no store, more than one to choose from, none of this avfuse's format, or no such recording.
+    OSError
+        If something cannot be read now, as from a disk that fails: nobody can tell then what is damaged.
     """
     store = _find(options.store)
     only = None
@@ -85,6 +87,8 @@ def repair(
     ------
     UsageError
         As by `verify`; or if something is damaged in a store that cannot be written to.
+    OSError
+        As by `verify`, and nothing is set aside then.
     """
     store = _find(options.store)
     found = verify_store(store, None, options.num_workers, on_progress)
@@ -108,17 +112,23 @@ def repair(
 def _find(place: Path | str | None) -> Store:
     """Return the store to look at; of a single file also one that nobody could read."""
     chosen = cache_home(place)
-    return open_store(chosen) if isinstance(chosen, Path) and chosen.is_file() else locate(chosen)
+    if not (isinstance(chosen, Path) and chosen.is_file()):
+        return locate(chosen)
+    store = open_store(chosen)
+    if store.is_writable:  # a folder, by its name
+        raise UsageError(f"{chosen} is not a feature store of avfuse: it is a file, and none of HDF5 (.h5, .hdf5)")
+    return store
 
 
 def _prepare(store: Store, num_damages: int) -> None:
+    if not store.is_writable:
+        told = f"{store.location} is damaged ({num_damages} findings), and as one file it is never changed"
+        raise UsageError(f"{told}; {store.remedy}")
     try:
         store.prepare()
-    except (UsageError, OSError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise UsageError(
-            f"{store.location} is damaged ({num_damages} findings), and nothing can be set aside there: {reason}"
-        ) from error
+    except OSError as error:
+        told = f"{store.location} is damaged ({num_damages} findings), and nothing can be set aside there"
+        raise UsageError(f"{told}: {error.strerror or error}") from error
 
 
 def _mend(store: Store, group: str, damages: list[Damage], fingerprint: str | None) -> list[Removal]:

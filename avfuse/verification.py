@@ -21,7 +21,7 @@ from avfuse.cached import RECORDINGS, CachedRecording, MissingCodecError, group_
 from avfuse.schema import UsageError
 from avfuse.sealed import SEAL, read_attributes, read_sealed
 from avfuse.spec import FORMAT_VERSION, CacheSpec, folder_name
-from avfuse.stores import METADATA, Store
+from avfuse.stores import METADATA, Store, tells_nothing
 
 CONTAINERS = (RECORDINGS, FAILURES)
 MISSING, ALTERED, STRAY = "is missing", "holds other bytes than were written", "does not belong here"
@@ -77,6 +77,8 @@ class Verification:
         Recordings of which something is wrong.
     damages : tuple of Damage
     elapsed_s : float
+    remedy : str
+        What to do about the damages, in words; empty if there are none.
     """
 
     store: Path | str
@@ -88,6 +90,7 @@ class Verification:
     num_damaged: int
     damages: tuple[Damage, ...]
     elapsed_s: float
+    remedy: str = ""
 
 
 @dataclass
@@ -120,6 +123,8 @@ def verify_store(
     ------
     UsageError
         If the store has a format version that this avfuse does not know, or what it is compressed by is not installed.
+    OSError
+        If something cannot be read now, of which nobody can tell then whether it is damaged.
     """
     started_s = time.monotonic()
     groups: list[str] = []
@@ -154,7 +159,14 @@ def verify_store(
         num_damaged=len({damage.group for damage in damages if damage.group.startswith(f"{RECORDINGS}/")}),
         damages=tuple(damages),
         elapsed_s=time.monotonic() - started_s,
+        remedy=_remedy(store) if damages else "",
     )
+
+
+def _remedy(store: Store) -> str:
+    if not store.is_writable:
+        return "export it, or copy it, again"
+    return "set it aside with: avfuse cache repair; the next extract, or cache import, makes it anew"
 
 
 def _look_at_root(store: Store, content: bytes | None) -> tuple[str | None, list[Damage]]:
@@ -165,11 +177,15 @@ def _look_at_root(store: Store, content: bytes | None) -> tuple[str | None, list
     sealed = read_sealed(content)
     if version != FORMAT_VERSION and (sealed or SEAL not in attributes):
         raise UsageError(
-            f"{store.location} has format version {version}; this avfuse can check {FORMAT_VERSION}: use the avfuse "
+            f"{store.location} has format version {version!r}; this avfuse can check {FORMAT_VERSION}: use the avfuse "
             "that made it"
         )
-    damages = [*_look_at_metadata("", "", content), *_find_strays(store)]
-    damages += [Damage("", message=words) for words in store.find_contradictions("")]
+    damages = _look_at_metadata("", "", content)
+    try:
+        damages += _find_strays(store)
+        damages += [Damage("", message=words) for words in store.find_contradictions("")]
+    except UsageError as error:
+        damages.append(Damage("", message=str(error)))
     if sealed is None:
         return None, damages
     try:
@@ -292,10 +308,10 @@ def _compare_file(item: CachedRecording, file: str, num_bytes: int | None, entry
         return f"has {num_bytes:,} bytes, {entry['bytes']:,} were written"
     try:
         content = item.store.read(f"{item.group}/{file}")
-    except ConnectionError:  # a server that does not answer tells nothing of what it holds
-        raise
     except OSError as error:
-        return f"cannot be read ({error.strerror or error})"
+        if tells_nothing(error):
+            raise
+        return MISSING
     return "" if hashlib.sha256(content).hexdigest() == entry["sha256"] else ALTERED
 
 

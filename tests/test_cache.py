@@ -281,8 +281,29 @@ def test_a_feature_that_does_not_fit_is_refused(store: FeatureCache) -> None:
         assert caught.value.reason == "feature_overflow"
 
 
+def test_a_long_name_of_a_data_set_is_cut(tmp_path: Path) -> None:
+    longest = FeatureCache.create(tmp_path, toy_spec(dataset="ü" * 300), {})
+    longer = FeatureCache.create(tmp_path, toy_spec(dataset="ü" * 299), {})
+    assert longest.path.name == f"{'ü' * 90}-{longest.spec.fingerprint}.zarr"
+    for cache in (longest, longer):
+        add_recording(cache, "a", "train", 9, seed=0)
+        assert FeatureCache.open(cache.path).spec == cache.spec
+
+
 @pytest.mark.parametrize(
-    "name", ["batch1/12-24-1920x1080", "Ünïcode ü", "a.b.c", ".hidden", "x" * 300, "per%cent", "tilde~", "..", "CON:1"]
+    "name",
+    [
+        "batch1/12-24-1920x1080",
+        "Ünïcode ü",
+        "a.b.c",
+        ".hidden",
+        "x" * 300,
+        "per%cent",
+        "tilde~",
+        "..",
+        "CON:1",
+        "zarr.json",
+    ],
 )
 def test_any_name_has_a_folder_of_its_own(store: FeatureCache, name: str) -> None:
     write(store, name, 2)

@@ -1,3 +1,4 @@
+import errno
 import hashlib
 import resource
 import shutil
@@ -14,7 +15,7 @@ import zarr
 from toy import add_recording, left_aside, toy_spec
 
 from avfuse import atomic, checkpoint, hdf5, runs
-from avfuse.cache import FeatureCache
+from avfuse.cache import FeatureCache, open_store
 from avfuse.cache_options import CacheExportOptions, CacheImportOptions
 from avfuse.cached import CachedRecording
 from avfuse.hdf5 import export_cache, import_cache
@@ -25,6 +26,7 @@ from avfuse.sealed import read_sealed, seal
 from avfuse.spec import Source
 from avfuse.stores.hdf5 import HDF5Store
 from avfuse.train import train
+from avfuse.verification import verify_store
 from avfuse.writer import RecordingWriter
 
 ODD = "odd/näme ~%2F: .x"
@@ -290,6 +292,29 @@ def test_no_changed_byte_gives_other_values(tmp_path: Path) -> None:
         else:
             assert found == whole, at
     assert num_found > 120  # the others are checksums of chunks, and bytes that HDF5 does not use
+
+
+def test_a_changed_checksum_of_a_chunk_is_found(file: Path) -> None:
+    whole = file.read_bytes()
+    for name in ("video", "audio", "target"):
+        with h5py.File(file) as given:
+            chunk = given[f"recordings/b/{name}"].id.get_chunk_info(0)
+        at = chunk.byte_offset + chunk.size - 1  # of the last of the four bytes behind its values
+        file.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        damages = verify_store(open_store(file)).damages
+        assert damages[0].message.startswith(f"HDF5 cannot read its {name} (")
+        assert {damage.group for damage in damages} == {"recordings/b"}
+    file.write_bytes(whole)
+    assert verify_store(open_store(file)).damages == ()
+
+
+def test_a_file_that_may_not_be_read_now_is_no_damage(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EACCES, "unable to open file")
+
+    monkeypatch.setattr(h5py, "File", refuse)
+    with pytest.raises(PermissionError, match=r"Permission denied: '.*all\.h5'"):
+        verify_store(open_store(file))
 
 
 def test_altered_attributes_and_metadata_are_found(file: Path) -> None:

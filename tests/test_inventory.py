@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 from toy import AUDIO, CHANNELS, MAP, add_recording, toy_spec
 
+from avfuse.atomic import describe_files
 from avfuse.cache import FeatureCache
 from avfuse.cache_options import CacheExportOptions, CacheInfoOptions, CacheListOptions
 from avfuse.hdf5 import export_cache
 from avfuse.inventory import ArrayCount, CacheInfo, PartitionCount, StoreEntry, describe_cache, list_stores
 from avfuse.schema import Failure, UsageError
+from avfuse.sealed import read_sealed, seal
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +39,11 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if dataset == "elder":
             del content["attributes"]["seal"]
         root.write_text(json.dumps(content))
+    root = Path(FeatureCache.create(home, toy_spec(dataset="unversioned"), {}).path) / "zarr.json"
+    attributes = read_sealed(root.read_bytes())
+    assert attributes is not None
+    del attributes["spec"]["format_version"]
+    root.write_bytes(seal(attributes))
     return home
 
 
@@ -54,7 +61,7 @@ def test_every_store_is_listed_also_those_that_cannot_be_used(home: Path) -> Non
     for folder in (toy, toy / "recordings", toy / "failures"):
         os.utime(folder, (1.7e9, 1.7e9))
     found = {Path(item.store).name.partition("-")[0]: item for item in list_stores(CacheListOptions(place=home))}
-    assert list(found) == ["broken", "elder", "packed", "toy", "toy.h5"]
+    assert list(found) == ["broken", "elder", "packed", "toy", "toy.h5", "unversioned"]
     assert found["toy"] == StoreEntry(
         store=str(toy),
         dataset="toy",
@@ -71,6 +78,9 @@ def test_every_store_is_listed_also_those_that_cannot_be_used(home: Path) -> Non
     assert (in_hdf5.num_recordings, in_hdf5.num_clips, in_hdf5.num_failures, in_hdf5.state) == (3, 60, 3, "")
     assert in_hdf5.num_bytes == (home / "features" / "toy.h5").stat().st_size
     assert found["broken"].state == "damaged; see: avfuse cache verify"
+    assert found["unversioned"].state == "format version None; this avfuse reads 3"
+    with pytest.raises(UsageError, match="has format version None; this avfuse reads 3"):
+        FeatureCache.open(found["unversioned"].store)
     assert found["elder"].state == "format version 1; this avfuse reads 3"
 
 
@@ -121,3 +131,20 @@ def test_a_file_in_hdf5_holds_the_same(home: Path) -> None:
 def test_a_damaged_store_is_not_described(home: Path) -> None:
     with pytest.raises(UsageError, match="see what is wrong with: avfuse cache verify"):
         described(store_of(home, "broken"))
+
+
+@pytest.mark.parametrize("content", [None, b"{", b"{}"])
+def test_an_array_without_metadata_is_damage(tmp_path: Path, content: bytes | None) -> None:
+    cache = FeatureCache.create(tmp_path, toy_spec(), {})
+    add_recording(cache, "a", "train", 9, seed=0)
+    group = Path(cache.path) / "recordings" / "a"
+    attributes = read_sealed((group / "zarr.json").read_bytes())
+    assert attributes is not None
+    (group / "video" / "zarr.json").unlink()
+    del attributes["files"]["video/zarr.json"]
+    if content is not None:
+        (group / "video" / "zarr.json").write_bytes(content)
+        attributes["files"] = {name: entry for name, entry in describe_files(group).items() if name != "zarr.json"}
+    (group / "zarr.json").write_bytes(seal(attributes))
+    with pytest.raises(UsageError, match="recordings/a/video is damaged; see what is wrong with: avfuse cache verify"):
+        describe_cache(CacheInfoOptions(store=cache.path))

@@ -9,7 +9,7 @@ from test_cache import spec
 
 from avfuse import spec as spec_module
 from avfuse.schema import Recording, RecordingError
-from avfuse.spec import CacheSpec, FileDigests, Source, differences, list_crops, tell_differences
+from avfuse.spec import CacheSpec, FileDigests, Source, differences, folder_name, list_crops, tell_differences
 
 
 def test_fingerprint_follows_every_field() -> None:
@@ -26,6 +26,11 @@ def test_fingerprint_follows_every_field() -> None:
         changed = changes.get(field.name, "other" if isinstance(getattr(spec(), field.name), str) else {"changed": 1})
         fingerprints.add(spec(**{field.name: changed}).fingerprint)
     assert len(fingerprints) == 1 + len(dataclasses.fields(CacheSpec))
+
+
+def test_folders_do_not_collide_with_the_metadata_beside_them() -> None:
+    assert folder_name("zarr.json") == "zarr%2Ejson"
+    assert {folder_name(name) for name in ("a.json", "zarr.json.mp4")} == {"a.json", "zarr.json.mp4"}
 
 
 def test_a_spec_comes_back_from_json() -> None:

@@ -11,7 +11,7 @@ import pytest
 import tiny
 from conftest import beep, write_video
 from test_verification import BYTES, CASES, flip, make_store
-from toy import add_recording, toy_spec
+from toy import add_recording, left_aside, toy_spec
 
 from avfuse import registry
 from avfuse.cache import FeatureCache
@@ -184,6 +184,32 @@ def test_a_store_on_a_server_is_verified_and_mended(bucket: str, tmp_path: Path)
     assert checked(cache.path).damages == ()
 
 
+def test_a_file_that_is_no_store_is_refused_and_nothing_is_made(tmp_path: Path) -> None:
+    file = tmp_path / "notes.zarr"
+    file.write_text("mine")
+    for act in (checked, mended):
+        with pytest.raises(
+            UsageError, match=r"notes\.zarr is not a feature store of avfuse: it is a file, and none of"
+        ):
+            act(file)
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.zarr"]
+
+
+def test_a_store_that_a_link_leads_to_is_mended_where_it_lies(path: Path, tmp_path: Path) -> None:
+    link = tmp_path / "elsewhere" / "features" / path.name
+    link.parent.mkdir(parents=True)
+    link.symlink_to(path)
+    (path / "recordings/a/audio/c/0/0").unlink()
+    assert checked(link).store == link
+    summary = mended(link)
+    assert [Path(item.place).parent for item in summary.removals] == [path.with_suffix(".damaged")]
+    cache = FeatureCache.open(link)
+    add_recording(cache, "new", "train", 9, seed=0)
+    cache.remove("b/c")
+    assert (cache.path, cache.names(), left_aside(path)) == (link, ["new"], [])
+    assert list(link.parent.iterdir()) == [link]
+
+
 def test_a_file_in_hdf5_is_verified_and_cannot_be_mended(path: Path, tmp_path: Path) -> None:
     file = tmp_path / "cache.h5"
     export_cache(CacheExportOptions(file=file, cache=path))
@@ -211,8 +237,10 @@ def test_a_file_in_hdf5_is_verified_and_cannot_be_mended(path: Path, tmp_path: P
     assert ("recordings/a/audio", "holds other values than were written") in {
         (item.path, item.message) for item in checked(file, recording=("a",)).damages
     }
+    assert found.remedy == "export it, or copy it, again"
     with pytest.raises(
-        UsageError, match=r"cache\.h5 is damaged \(6 findings\), and nothing can be set aside there: .*cache"
+        UsageError,
+        match=r"cache\.h5 is damaged \(6 findings\), and as one file it is never changed; .*it, or copy it, again$",
     ):
         mended(file)
     short, long = tmp_path / "short.h5", tmp_path / "long.h5"  # files of their own: HDF5 may hold the other open

@@ -1,6 +1,8 @@
 """Verification finds every byte that is not as it was written, says where, and goes on to the next."""
 
+import errno
 import importlib.util
+import os
 import random
 import shutil
 import sys
@@ -13,12 +15,15 @@ import numcodecs
 import pytest
 from toy import add_recording, toy_spec
 
+from avfuse import atomic
 from avfuse.cache import FeatureCache
+from avfuse.cache_options import CacheRepairOptions
 from avfuse.cached import CachedRecording
 from avfuse.schema import Failure, UsageError
 from avfuse.sealed import read_sealed, seal
 from avfuse.stores import Store
 from avfuse.stores.directory import DirectoryStore
+from avfuse.upkeep import repair
 from avfuse.verification import Verification, verify_store
 
 SCRIPT = Path(__file__).parents[1] / "tools" / "damage_cache.py"
@@ -262,12 +267,53 @@ def test_a_server_that_does_not_answer_is_no_damage(path: Path, monkeypatch: pyt
         verified(path)
 
 
-def test_a_file_that_cannot_be_read_is_damage(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(store: Store, path: str) -> bytes:
-        raise OSError(5, "Input/output error")
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EACCES])
+@pytest.mark.parametrize(
+    "at", ["zarr.json", "recordings/a/zarr.json", "failures/zarr.json", "recordings/a/video/c/0/0/0/0"]
+)
+def test_an_error_of_reading_that_may_pass_is_no_damage(
+    path: Path, at: str, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, read = atomic.describe_files(path), Path.read_bytes
 
-    monkeypatch.setattr(DirectoryStore, "read", fail)
-    assert {item.message for item in verified(path).damages} == {"cannot be read (Input/output error)"}
+    def fail(file: Path) -> bytes:
+        if file == path / at:
+            raise OSError(number, os.strerror(number), str(file))
+        return read(file)
+
+    monkeypatch.setattr(Path, "read_bytes", fail)
+    with pytest.raises(OSError, match=os.strerror(number)):
+        verified(path)
+    with pytest.raises(OSError, match=os.strerror(number)):
+        repair(CacheRepairOptions(store=path))
+    monkeypatch.undo()
+    assert (atomic.describe_files(path), path.with_suffix(".damaged").exists()) == (before, False)
+
+
+def test_a_folder_that_cannot_be_listed_now_is_no_damage(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scan = os.scandir
+
+    def fail(folder: Any) -> Any:
+        if Path(folder) == path / "recordings/a/video":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
+        return scan(folder)
+
+    monkeypatch.setattr(os, "scandir", fail)
+    with pytest.raises(PermissionError, match="recordings/a/video"):
+        verified(path)
+
+
+def test_values_that_cannot_be_read_now_are_no_damage(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(store: Store, path: str) -> Any:
+        raise OSError(errno.EIO, os.strerror(errno.EIO), path)
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="Input/output error"):
+        patch.setattr(DirectoryStore, "array", fail)
+        verified(path)
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="Input/output error"):
+        patch.setattr(DirectoryStore, "clips", fail)
+        verified(path)
+    assert verified(path).damages == ()
 
 
 def test_a_codec_that_is_not_installed_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

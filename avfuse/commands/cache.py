@@ -57,7 +57,7 @@ def verify(as_json: bool, **knobs: Any) -> None:
         if found.damages:
             rows = [(damage.recording or "-", damage.path or "-", damage.message) for damage in found.damages]
             _print_rows(("recording", "where", "what is wrong"), rows)
-            click.echo("set it aside with: avfuse cache repair; the next extract, or cache import, makes it anew")
+            click.echo(found.remedy)
         verdict = f"{_count(len(found.damages), 'finding')}, {_count(found.num_damaged, 'recording')} damaged"
         click.echo(f"{found.store}: {held}{files}: {verdict if found.damages else 'all as it was written'}")
     if found.damages:

@@ -12,6 +12,7 @@ Whoever writes a group writes it as a folder on this machine first (`aside`), fl
 
 from __future__ import annotations
 
+import errno
 import warnings
 from abc import ABC, abstractmethod
 from pathlib import Path
@@ -25,6 +26,16 @@ from avfuse.clips import ClipArray
 from avfuse.schema import UsageError
 
 METADATA = "zarr.json"
+_OF_WHAT_IS_THERE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL)
+
+
+def tells_nothing(error: Exception) -> bool:
+    """Whether an error of reading says nothing of what is there: a disk or server that fails or refuses, for now.
+
+    That something is missing, or not what it should be, is not such an error; nor is what a codec or HDF5 raises.
+    """
+    is_of_system = isinstance(error, OSError) and bool(error.errno) and error.errno not in _OF_WHAT_IS_THERE
+    return is_of_system or isinstance(error, ConnectionError)
 
 
 def open_array(place: Any, **arguments: Any) -> Any:
@@ -44,6 +55,8 @@ class Store(ABC):
     """
 
     is_writable: ClassVar[bool] = True
+    remedy: ClassVar[str] = "see what is wrong with: avfuse cache verify, set it aside with: avfuse cache repair"
+    """What to do about damage, in words."""
 
     def __init__(self, location: Path | str) -> None:
         self.location = location
@@ -55,7 +68,13 @@ class Store(ABC):
 
     @abstractmethod
     def metadata(self, group: str) -> bytes | None:
-        """Return the metadata of a group, "" being the root; None if there is no such group."""
+        """Return the metadata of a group, "" being the root; None if there is no such group.
+
+        Raises
+        ------
+        OSError
+            If nobody can tell now, as of a disk that fails.
+        """
 
     @abstractmethod
     def groups(self, parent: str) -> list[str]:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from avfuse import atomic
 from avfuse.clips import ClipArray
-from avfuse.stores import METADATA, Store, open_array
+from avfuse.stores import METADATA, Store, open_array, tells_nothing
 
 _ALREADY_THERE = (errno.ENOTEMPTY, errno.EEXIST)
 _PLAIN_CODECS = ("bytes", "crc32c")
@@ -39,7 +39,9 @@ class DirectoryStore(Store):
         """Return the content of a group's zarr.json."""
         try:
             return (self.location / group / METADATA).read_bytes()
-        except OSError:
+        except OSError as error:
+            if tells_nothing(error):
+                raise
             return None
 
     def groups(self, parent: str) -> list[str]:
@@ -54,7 +56,7 @@ class DirectoryStore(Store):
         top = self.location / group
         found = (
             Path(folder, name)
-            for folder, inside, names in os.walk(top)
+            for folder, inside, names in os.walk(top, onerror=_raise_unless_gone)
             for name in (*names, *(name for name in inside if Path(folder, name).is_symlink()))
         )
         return {path.relative_to(top).as_posix(): path.stat().st_size if path.is_file() else -1 for path in found}
@@ -175,3 +177,8 @@ class DirectoryStore(Store):
     def _beside(self, suffix: str) -> Path:
         place = self._place
         return place.with_name(f"{place.name.removesuffix('.zarr')}.{suffix}")
+
+
+def _raise_unless_gone(error: OSError) -> None:
+    if tells_nothing(error):
+        raise error

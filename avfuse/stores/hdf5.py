@@ -27,7 +27,7 @@ from avfuse import atomic
 from avfuse.clips import ClipArray
 from avfuse.schema import UsageError
 from avfuse.sealed import read_attributes
-from avfuse.stores import METADATA, Store
+from avfuse.stores import METADATA, Store, tells_nothing
 
 SUFFIXES = (".h5", ".hdf5")
 _LAYOUT = {
@@ -120,6 +120,7 @@ class HDF5Store(Store):
     """A file ``.h5`` or ``.hdf5``, to be read only."""
 
     is_writable: ClassVar[bool] = False
+    remedy: ClassVar[str] = "see what is wrong with: avfuse cache verify; export it, or copy it, again"
     location: Path
 
     def __init__(self, location: Path | str) -> None:
@@ -177,7 +178,10 @@ class HDF5Store(Store):
         return self.location.stat().st_mtime
 
     def find_contradictions(self, group: str) -> list[str]:
-        """Return which attributes say other than the metadata, and which metadata of arrays or length was altered."""
+        """Return what is at odds: attributes with metadata, metadata of arrays and length with what was written.
+
+        Every chunk of every data set is read, for the sake of its checksum and of the metadata that lead to it.
+        """
         metadata = read_attributes(self._metadata(group)) or {}
         try:
             found = {key: value for key, value in self._file[group or "/"].attrs.items() if key != METADATA}
@@ -198,7 +202,7 @@ class HDF5Store(Store):
             content = self._metadata(f"{group}/{name}") or b""
             if hashlib.sha256(content).hexdigest() != files.get(f"{name}/{METADATA}", {}).get("sha256"):
                 wrong.append(f"the {METADATA} of its {name} was altered")
-        return wrong
+        return wrong + self._find_unreadable(group)
 
     def read(self, path: str) -> bytes:
         """Return the metadata of a group or an array, the only files of a folder that are here as they were."""
@@ -230,6 +234,22 @@ class HDF5Store(Store):
 
         return ClipArray(shape, dtype, chunk_shape[0], read, is_mapped=True)
 
+    def _find_unreadable(self, group: str) -> list[str]:
+        """Return which data sets in a group HDF5 itself cannot read, with their attributes, and why."""
+        wrong = []
+        for name in self.members(group):
+            try:
+                item = self._file[f"{group}/{name}"]
+                if isinstance(item, h5py.Dataset):
+                    dict(item.attrs)
+                    for place in item.iter_chunks() if item.chunks else [()]:
+                        item[place]
+            except _READ_ERRORS as error:
+                if tells_nothing(error):
+                    raise
+                wrong.append(f"HDF5 cannot read its {name} ({error})")
+        return wrong
+
     @cached_property
     def _file(self) -> Any:
         try:
@@ -243,6 +263,8 @@ class HDF5Store(Store):
                 raise UsageError(f"{self.location} is a folder; a cache in HDF5 is one file") from error
             if "signature not found" in str(error):
                 raise UsageError(f"{self.location} is not an HDF5 file, or its beginning is lost; {_AGAIN}") from error
+            if tells_nothing(error):
+                raise OSError(error.errno, os.strerror(error.errno or 0), str(self.location)) from error
             raise UsageError(f"{self.location} cannot be read: {error}; {_AGAIN}") from error
 
     @cached_property
