@@ -53,7 +53,7 @@ def holds_recordings(store: Store) -> bool:
 
 
 @contextmanager
-def _asking() -> Iterator[None]:
+def asking() -> Iterator[None]:
     """Refuse a place on a server that does not answer, or says no: nobody can tell what it holds."""
     try:
         yield
@@ -61,7 +61,7 @@ def _asking() -> Iterator[None]:
         raise UsageError(f"{error.filename} cannot be read: {error.strerror}") from error
 
 
-@_asking()
+@asking()
 def locate(place: Path | str) -> Store:
     """Return the store at `place`, damaged as it may be, or the only one in the cache folder `place`.
 
@@ -111,16 +111,15 @@ class FeatureCache:
         UsageError
             If the place cannot be written to, or what is there was made with other settings.
         """
-        folder = features_folder(home)
-        store = open_store(f"{folder}/{spec.store_name}" if isinstance(folder, str) else folder / spec.store_name)
         try:
+            store = _store_for(home, spec)
             for leftover in store.prepare():
                 log.info("removed what a killed writer left: %s", leftover)
             if store.metadata("") is None:
                 _make_root(store, spec, provenance)
         except OSError as error:
             raise UsageError(
-                f"the cache {store.location} cannot be written to ({error.strerror or error}); "
+                f"the cache {home} cannot be written to ({error.strerror or error}); "
                 "give a folder that can be, with --cache or $AVFUSE_CACHE"
             ) from error
         opened = cls.open(store.location)
@@ -132,7 +131,7 @@ class FeatureCache:
         return cls(store, opened.spec, compress)  # whose note says that it is at work
 
     @classmethod
-    @_asking()
+    @asking()
     def open(cls, location: Path | str) -> FeatureCache:
         """Open a store for reading.
 
@@ -179,8 +178,9 @@ class FeatureCache:
 
     @property
     def name(self) -> str:
-        """Name of the store without its suffix; runs are kept under it."""
-        return PurePosixPath(str(self.path)).stem
+        """Name of the store without its suffix, ending in the fingerprint; runs are kept under it."""
+        stem = PurePosixPath(str(self.path)).stem
+        return stem if stem.endswith(self.spec.fingerprint) else f"{stem}-{self.spec.fingerprint}"
 
     @property
     def home(self) -> Path:
@@ -267,6 +267,27 @@ class FeatureCache:
 def features_folder(home: Path | str) -> Path | str:
     """Return the folder of the stores below a home."""
     return f"{home.rstrip('/')}/features" if isinstance(home, str) and "://" in home else Path(home) / "features"
+
+
+def _store_for(home: Path | str, spec: CacheSpec) -> Store:
+    """Return the store of a spec below a home, or at it, if it is that very store.
+
+    Raises
+    ------
+    UsageError
+        If the home is named like a file, or is another store.
+    """
+    if isinstance(home, Path) and home.suffix in (".h5", ".hdf5"):
+        raise UsageError(f"{home} is named like a file; give the folder, or the place, that holds features/")
+    with asking():
+        here = open_store(home)
+        is_store = here.metadata("") is not None
+    if is_store:
+        if PurePosixPath(str(home)).name == spec.store_name:
+            return here
+        raise UsageError(f"{home} is a store of other features than these; give the folder that holds its features/")
+    folder = features_folder(home)
+    return open_store(f"{folder}/{spec.store_name}" if isinstance(folder, str) else folder / spec.store_name)
 
 
 def _make_root(store: Store, spec: CacheSpec, provenance: Mapping[str, Any]) -> None:

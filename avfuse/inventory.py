@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from avfuse import registry
-from avfuse.cache import FAILURES, FeatureCache, features_folder, holds_recordings, open_store
+from avfuse.cache import FAILURES, FeatureCache, asking, features_folder, holds_recordings, open_store
 from avfuse.cache_options import CacheInfoOptions, CacheListOptions
 from avfuse.cached import RECORDINGS, CachedRecording
 from avfuse.encoding import compression_of
@@ -106,6 +106,7 @@ class CacheInfo:
     changed: str
 
 
+@asking()
 def list_stores(options: CacheListOptions) -> list[StoreEntry]:
     """Return the stores below a cache folder, or the one that is given, sorted; also those that cannot be used.
 

@@ -37,9 +37,13 @@ def cache_home(given: Path | str | None) -> Path | str:
 
 
 def local_home() -> Path:
-    """Return the folder of what is only kept on this machine, as runs are: $AVFUSE_CACHE if it is one, else ./cache."""
+    """Return the folder of what is only kept on this machine, as runs are: $AVFUSE_CACHE, unless it is a store itself.
+
+    Then, and where it is on a server, it is ./cache.
+    """
     home = cache_home(None)
-    return home if isinstance(home, Path) else Path("cache")
+    is_folder = isinstance(home, Path) and home.suffix not in (".h5", ".hdf5") and not (home / "zarr.json").exists()
+    return Path(home) if is_folder else Path("cache")
 
 
 def _by_corpus(defaults: Mapping[str, float]) -> str:

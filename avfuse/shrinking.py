@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy.typing as npt
 
-from avfuse.cache import FAILURES, FeatureCache
+from avfuse.cache import FAILURES, FeatureCache, features_folder, open_store
 from avfuse.cache_options import CacheShrinkOptions
 from avfuse.cached import CachedRecording, view_name
 from avfuse.cost import RunCost, find_cost, read_runs
@@ -26,6 +26,7 @@ from avfuse.device import choose_device
 from avfuse.encoding import codecs, compression_of, decode
 from avfuse.options import COMPRESSIONS, DTYPES, MAPS, cache_home
 from avfuse.schema import UsageError
+from avfuse.sealed import read_attributes
 from avfuse.spec import CacheSpec
 from avfuse.stores import METADATA
 from avfuse.verification import verify_store
@@ -84,7 +85,7 @@ def shrink(
         stays.
     """
     started_s = time.monotonic()
-    source = FeatureCache.find(cache_home(options.store))
+    source = _find_source(cache_home(options.store))
     recordings = source.recordings()
     _refuse_unread(source, options)
     spec = make_smaller(source.spec, options)
@@ -126,6 +127,25 @@ def shrink(
         costs=costs,
         elapsed_s=time.monotonic() - started_s,
     )
+
+
+def _find_source(place: Path | str) -> FeatureCache:
+    """Return the store at a place; of several in a folder the one that others were made from by `shrink`.
+
+    Raises
+    ------
+    UsageError
+        As `FeatureCache.find` does.
+    """
+    stores = type(open_store(place)).find(features_folder(place))
+    roots = {location: read_attributes(open_store(location).metadata("")) or {} for location in stores}
+    known = {root.get("fingerprint") for root in roots.values()}
+    first = [
+        location
+        for location, root in roots.items()
+        if dict(root.get("provenance", {})).get("shrunk_from", {}).get("fingerprint") not in known
+    ]
+    return FeatureCache.find(first[0] if len(stores) > 1 and len(first) == 1 else place)
 
 
 def make_smaller(spec: CacheSpec, options: CacheShrinkOptions) -> CacheSpec:

@@ -388,3 +388,30 @@ def test_another_partition_or_subject_costs_no_features(tmp_path: Path) -> None:
     assert not store.relabel("a", dataclasses.replace(moved, sha256="1" * 64))
     assert not store.relabel("b", moved)
     assert store.holds("a", moved)
+
+
+@pytest.mark.parametrize("name", ["cache.h5", "file"])
+def test_a_home_that_is_a_file_is_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match=rf"{name} is a file, or named like one; give the folder"):
+        FeatureCache.create(tmp_path / name, spec(), {})
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_home_that_is_a_store_is_that_store_or_refused(tmp_path: Path, store: FeatureCache) -> None:
+    write(store, "a", 4)
+    same = FeatureCache.create(Path(store.path), spec(), {})
+    assert same.path == store.path
+    assert same.holds("a", SOURCE)
+    with pytest.raises(UsageError, match=r"zarr is a store of other features than these; give the folder that holds"):
+        FeatureCache.create(Path(store.path), spec(precision="bf16"), {})
+    assert not (Path(store.path) / "features").exists()
+
+
+def test_runs_of_a_store_without_its_fingerprint_in_its_name_are_kept_apart(
+    store: FeatureCache, tmp_path: Path
+) -> None:
+    fingerprint = spec().fingerprint
+    assert store.name == f"tiny-{fingerprint}"
+    moved = Path(store.path).rename(tmp_path / "elsewhere.zarr")
+    assert FeatureCache.open(moved).name == f"elsewhere-{fingerprint}"

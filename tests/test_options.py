@@ -241,3 +241,14 @@ def test_augmentation_is_refused_beyond_its_range(
     for value in allowed:
         assert getattr(TrainOptions(**{name: value}), name) == value
     assert getattr(TrainOptions(), name) == 0
+
+
+def test_runs_do_not_go_into_a_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = tmp_path / "x.zarr"
+    store.mkdir()
+    monkeypatch.setenv("AVFUSE_CACHE", str(store))
+    assert local_home() == store  # a folder like any other
+    (store / "zarr.json").touch()
+    assert local_home() == Path("cache")
+    monkeypatch.setenv("AVFUSE_CACHE", str(tmp_path / "x.h5"))
+    assert local_home() == Path("cache")

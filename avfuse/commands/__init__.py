@@ -55,6 +55,9 @@ def knobs_of(options: type) -> Callable[[Callable[..., Any]], Callable[..., Any]
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
         hints = typing.get_type_hints(options)
         for field in reversed(dataclasses.fields(options)):
+            word = field.metadata["argument"] or ""
+            if word.startswith("["):  # Click shows no help of arguments, and of this one not what it is by default
+                command.__doc__ = f"{command.__doc__}\n\n    {word.strip('[]')}: {field.metadata['help']}"
             command = _parameter(field, hints[field.name])(command)
         return command
 

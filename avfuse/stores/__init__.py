@@ -13,6 +13,7 @@ Whoever writes a group writes it as a folder on this machine first (`aside`), fl
 from __future__ import annotations
 
 import errno
+import threading
 import warnings
 from abc import ABC, abstractmethod
 from pathlib import Path
@@ -38,9 +39,15 @@ def tells_nothing(error: Exception) -> bool:
     return is_of_system or isinstance(error, ConnectionError)
 
 
+_FILTERING = threading.Lock()
+
+
 def open_array(place: Any, **arguments: Any) -> Any:
-    """Open a Zarr array, silent about codecs that are no part of Zarr's specification, as pcodec is not."""
-    with warnings.catch_warnings():
+    """Open a Zarr array, silent about codecs that are no part of Zarr's specification, as pcodec is not.
+
+    Filters of warnings are the whole process's: threads change them one after the other.
+    """
+    with _FILTERING, warnings.catch_warnings():
         warnings.simplefilter("ignore", ZarrUserWarning)
         return zarr.open_array(place, **arguments)
 
