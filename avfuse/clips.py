@@ -9,6 +9,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+PLAIN_CODECS = ("bytes", "crc32c")
+"""Names of the codecs of a Zarr array whose chunk files are its memory, with a checksum behind."""
+
 
 class ClipArray:
     """One value per clip, (N, ...), in chunks of consecutive clips.

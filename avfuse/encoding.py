@@ -22,11 +22,11 @@ from zarr.codecs import BytesCodec, Crc32cCodec, ZstdCodec
 from zarr.codecs.numcodecs import PCodec
 from zarr.errors import ZarrUserWarning
 
+from avfuse.clips import PLAIN_CODECS
 from avfuse.options import COMPRESSIONS
 from avfuse.schema import UsageError
 
 _MAX_BYTE = 255
-_PLAIN_CODECS = ("bytes", "crc32c")
 _ZSTD_LEVEL, _PCODEC_LEVEL = 1, 8
 
 
@@ -60,7 +60,7 @@ def _pcodec(dtype: str) -> Any:
 def compression_of(metadata: bytes) -> str:
     """Return how an array is compressed, one of COMPRESSIONS or the name of another codec, from its ``zarr.json``."""
     names = [str(codec["name"]).rpartition(".")[2] for codec in json.loads(metadata)["codecs"]]
-    return next((name for name in names if name not in _PLAIN_CODECS), "none")
+    return next((name for name in names if name not in PLAIN_CODECS), "none")
 
 
 def find_scale(lowest_C: npt.NDArray[np.float32], highest_C: npt.NDArray[np.float32]) -> tuple[Any, Any]:

@@ -20,6 +20,7 @@ from typing import Any
 from avfuse import atomic
 from avfuse.cache import features_folder, open_store
 from avfuse.cache_options import CacheCollectOptions
+from avfuse.cached import RECORDINGS
 from avfuse.options import cache_home
 from avfuse.schema import UsageError
 from avfuse.sealed import SEAL, read_attributes, read_sealed
@@ -129,7 +130,10 @@ def _is_of_store(beside: Path) -> bool:
 
 
 def _find_stores(paths: Sequence[Path]) -> Iterator[tuple[Path, str, str]]:
-    """Yield the stores of an older format, and those that another of the same data set has superseded, with reasons."""
+    """Yield the stores of an older format, and those that another of the same data set has superseded, with reasons.
+
+    A store that holds a recording which no later one holds is superseded by none.
+    """
     current: dict[str, list[tuple[float, Path]]] = {}
     roots = {}
     for path in paths:
@@ -153,10 +157,16 @@ def _find_stores(paths: Sequence[Path]) -> Iterator[tuple[Path, str, str]]:
                 other
                 for other in ordered[number + 1 :]
                 if roots[path]["fingerprint"] not in _trace(roots[other]["fingerprint"], origins)
+                and _groups(path) <= _groups(other)
             ]
             if later:
                 told = tell_differences(roots[path]["spec"], roots[later[-1]]["spec"], ("here", "there"))
                 yield path, SUPERSEDED, f"{later[-1].name} was changed later ({told})"
+
+
+def _groups(path: Path) -> set[str]:
+    """Return the groups of a store's recordings."""
+    return set(open_store(path).groups(RECORDINGS))
 
 
 def _origin(root: Mapping[str, Any]) -> str | None:

@@ -131,6 +131,20 @@ def test_superseded_stores_go_only_where_that_is_asked_for(tmp_path: Path) -> No
     assert (old.exists(), new.exists(), other.exists()) == (False, True, True)
 
 
+def test_a_store_with_a_recording_that_no_later_one_holds_is_not_superseded(tmp_path: Path) -> None:
+    older, newer = (FeatureCache.create(tmp_path, toy_spec(precision=name), {}) for name in ("fp32", "bf16"))
+    for name in ("a", "b"):
+        add_recording(older, name, "train", 4, seed=0)
+    add_recording(newer, "a", "train", 4, seed=0)
+    paths = [Path(cache.path) for cache in (older, newer)]
+    for place in ("", "recordings", "failures"):
+        os.utime(paths[0] / place, (1e9, 1e9))
+    del older
+    assert kinds(found_in(tmp_path, superseded=True)) == {}
+    add_recording(newer, "b", "train", 4, seed=0)
+    assert kinds(found_in(tmp_path, superseded=True)) == {paths[0].name: "superseded"}
+
+
 def test_what_others_were_shrunk_from_is_not_superseded_by_them(tmp_path: Path) -> None:
     def shrink(source: FeatureCache, **changes: object) -> FeatureCache:
         return FeatureCache.create(

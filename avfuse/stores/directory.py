@@ -14,11 +14,10 @@ import numpy as np
 import numpy.typing as npt
 
 from avfuse import atomic
-from avfuse.clips import ClipArray
+from avfuse.clips import PLAIN_CODECS, ClipArray
 from avfuse.stores import METADATA, Store, open_array, tells_nothing
 
 _ALREADY_THERE = (errno.ENOTEMPTY, errno.EEXIST)
-_PLAIN_CODECS = ("bytes", "crc32c")
 
 
 class DirectoryStore(Store):
@@ -75,7 +74,7 @@ class DirectoryStore(Store):
         metadata = json.loads((folder / METADATA).read_bytes())
         shape: tuple[int, ...] = tuple(metadata["shape"])
         chunk_shape = tuple(metadata["chunk_grid"]["configuration"]["chunk_shape"])
-        if tuple(codec["name"] for codec in metadata["codecs"]) != _PLAIN_CODECS:
+        if tuple(codec["name"] for codec in metadata["codecs"]) != PLAIN_CODECS:
             array = open_array(folder, mode="r")
             return ClipArray(
                 shape, array.dtype, chunk_shape[0], lambda i: np.asarray(array.get_block_selection(i)), is_mapped=False
