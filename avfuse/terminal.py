@@ -10,7 +10,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -67,6 +67,13 @@ def show_progress(title: str) -> Iterator[Callable[..., None]]:
             yield move
 
 
+@contextlib.contextmanager
+def show_count(title: str, what: str) -> Iterator[Callable[[int, int], None]]:
+    """Show how many of what are done, as "3/8 recordings"; yield what is told (done, total)."""
+    with show_progress(title) as move:
+        yield lambda done, total: move(done, total, f"{done}/{total} {what}", done == total)
+
+
 def _bar() -> Progress:
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -108,6 +115,23 @@ def print_table(table: ReportTable) -> None:
     out.print(shown)
     for note in table.notes:
         out.print(Text(note), soft_wrap=True)
+
+
+def print_rows(columns: tuple[str, ...], rows: Iterable[tuple[str, ...]], title: str = "") -> None:
+    """Print rows as a table."""
+    print_table(ReportTable(title, columns, tuple(rows), ()))
+
+
+def as_text(value: Any) -> str:
+    """Write a value of a setting: lists without their outer brackets, nothing as "-"."""
+    if isinstance(value, list | tuple):
+        return ", ".join(f"[{as_text(item)}]" if isinstance(item, list | tuple) else as_text(item) for item in value)
+    return "-" if value is None else str(value)
+
+
+def counted(number: int, thing: str) -> str:
+    """Write "1 recording" or "1,200 recordings"."""
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"
 
 
 def show_size(num_bytes: float) -> str:

@@ -66,3 +66,15 @@ def test_json_has_no_nan(capsys: pytest.CaptureFixture[str]) -> None:
 )
 def test_sizes_are_decimal(num_bytes: float, expected: str) -> None:
     assert terminal.show_size(num_bytes) == expected
+
+
+def test_counts_are_shown_first_and_last(capsys: pytest.CaptureFixture[str]) -> None:
+    with terminal.show_count("cache verify", "checked") as show:
+        for done in range(4):
+            show(done, 3)
+    assert capsys.readouterr().err == "cache verify: 0/3 checked\ncache verify: 3/3 checked\n"
+
+
+def test_words_of_counts_and_settings() -> None:
+    assert [terminal.counted(number, "clip") for number in (0, 1, 1200)] == ["0 clips", "1 clip", "1,200 clips"]
+    assert [terminal.as_text(value) for value in (None, [1, 2], [[1, 2], 3], 0.5)] == ["-", "1, 2", "[1, 2], 3", "0.5"]

@@ -7,8 +7,8 @@ import click
 
 from avfuse.cache_options import CacheExportOptions, CacheImportOptions
 from avfuse.commands import json_flag, knobs_of
-from avfuse.schema import ReportTable, UsageError
-from avfuse.terminal import print_json, print_table, show_progress, show_size
+from avfuse.schema import UsageError
+from avfuse.terminal import print_json, print_rows, show_count, show_size
 
 HDF5_SUFFIXES, MAPPING_SUFFIX = (".h5", ".hdf5"), ".toml"
 
@@ -24,10 +24,10 @@ def export(as_json: bool, **knobs: Any) -> None:
     """
     from avfuse.hdf5 import export_cache
 
-    with show_progress("cache export") as show:
+    with show_count("cache export", "recordings") as show:
         summary = export_cache(
             CacheExportOptions(**knobs),
-            lambda done, total: show(done, total, f"{done}/{total} recordings", done == total),
+            show,
         )
     if as_json:
         print_json(summary)
@@ -40,7 +40,7 @@ def export(as_json: bool, **knobs: Any) -> None:
         ("store", summary.store),
         ("file", summary.file),
     ]
-    print_table(ReportTable("", ("cache export", ""), tuple(rows), ()))
+    print_rows(("cache export", ""), rows)
 
 
 @click.command("import")
@@ -54,20 +54,16 @@ def import_(as_json: bool, **knobs: Any) -> None:
     """
     options = CacheImportOptions(**knobs)
     is_mapping = _is_mapping(options.file)
-    with show_progress("cache import") as show:
-
-        def on_progress(done: int, total: int) -> None:
-            show(done, total, f"{done}/{total} recordings", done == total)
-
+    with show_count("cache import", "recordings") as show:
         summary: Any
         if is_mapping:
             from avfuse.foreign import import_features
 
-            summary = import_features(options, on_progress)
+            summary = import_features(options, show)
         else:
             from avfuse.hdf5 import import_cache
 
-            summary = import_cache(options, on_progress)
+            summary = import_cache(options, show)
     if as_json:
         print_json(summary)
     else:
@@ -97,4 +93,4 @@ def _print_import(summary: Any) -> None:
     for name, words in (("num_failures", "failures"), ("num_unrated", "unrated"), ("num_cut", "cut to the shortest")):
         if hasattr(summary, name):
             rows.append((words, f"{getattr(summary, name)}"))
-    print_table(ReportTable("", ("cache import", ""), (*rows, ("store", summary.store)), ()))
+    print_rows(("cache import", ""), (*rows, ("store", summary.store)))

@@ -6,8 +6,7 @@ import click
 
 from avfuse.cache_options import CacheShrinkOptions
 from avfuse.commands import json_flag, knobs_of
-from avfuse.schema import ReportTable
-from avfuse.terminal import print_json, print_table, show_progress, show_size
+from avfuse.terminal import print_json, print_rows, show_count, show_size
 
 
 @click.command()
@@ -22,10 +21,10 @@ def shrink(as_json: bool, **knobs: Any) -> None:
     """
     from avfuse.shrinking import shrink as run
 
-    with show_progress("cache shrink") as show:
+    with show_count("cache shrink", "recordings") as show:
         summary = run(
             CacheShrinkOptions(**knobs),
-            lambda done, total: show(done, total, f"{done}/{total} recordings", done == total),
+            show,
         )
     if as_json:
         print_json(summary)
@@ -39,7 +38,7 @@ def shrink(as_json: bool, **knobs: Any) -> None:
         ("size after", _size(summary.num_bytes_after, num_clips)),
         ("store", str(summary.store)),
     ]
-    print_table(ReportTable("", ("cache shrink", ""), tuple(rows), ()))
+    print_rows(("cache shrink", ""), rows)
     if summary.costs:
         _print_costs(summary.costs)
     if summary.store != summary.source:
@@ -60,7 +59,7 @@ def _print_costs(costs: Any) -> None:
             changes = [cost.after[target] - cost.before[target] for cost in costs if target in cost.before]
             rows.append(("mean", target, "", "", f"{sum(changes) / len(changes):+.4f}"))
     columns = ("run", "target", "CCC before", "after", "difference")
-    print_table(ReportTable("Validation CCC, nothing trained again", columns, tuple(rows), ()))
+    print_rows(columns, rows, "Validation CCC, nothing trained again")
 
 
 def _signed(cost: Any, target: str) -> str:

@@ -6,8 +6,7 @@ import click
 
 from avfuse.commands import json_flag, knobs_of
 from avfuse.options import ImportOptions
-from avfuse.schema import ReportTable
-from avfuse.terminal import print_json, print_table, show_progress
+from avfuse.terminal import print_json, print_rows, show_count
 
 
 @click.group()
@@ -26,10 +25,8 @@ def import_(as_json: bool, **knobs: Any) -> None:
     """
     from avfuse.published import import_checkpoint
 
-    with show_progress("checkpoint import") as show:
-        summary = import_checkpoint(
-            ImportOptions(**knobs), lambda done, total: show(done, total, f"{done}/{total} windows", done == total)
-        )
+    with show_count("checkpoint import", "windows") as show:
+        summary = import_checkpoint(ImportOptions(**knobs), show)
     if as_json:
         print_json(summary)
         return
@@ -41,4 +38,4 @@ def import_(as_json: bool, **knobs: Any) -> None:
         *((f"CCC {target}", f"{value:.3f}") for target, value in summary.ccc.items()),
         ("run", summary.run),
     ]
-    print_table(ReportTable("", ("checkpoint", ""), tuple(rows), ()))
+    print_rows(("checkpoint", ""), rows)

@@ -6,7 +6,7 @@ import click
 
 from avfuse.commands import json_flag, knobs_of
 from avfuse.options import DemoOptions
-from avfuse.terminal import print_json, show_progress
+from avfuse.terminal import print_json, show_count
 
 
 @click.command()
@@ -20,10 +20,8 @@ def demo(as_json: bool, **knobs: Any) -> None:
     """
     from avfuse.demo import demo as write_demo
 
-    with show_progress("demo corpus") as show:
-        summary = write_demo(
-            DemoOptions(**knobs), lambda done, total: show(done, total, f"{done}/{total} recordings", done == total)
-        )
+    with show_count("demo corpus", "recordings") as show:
+        summary = write_demo(DemoOptions(**knobs), show)
     if as_json:
         print_json(summary)
     else:

@@ -8,8 +8,7 @@ import click
 
 from avfuse.commands import EXIT_FAILURES, json_flag, knobs_of
 from avfuse.options import ExtractOptions
-from avfuse.schema import ReportTable
-from avfuse.terminal import print_json, print_table, show_progress
+from avfuse.terminal import print_json, print_rows, show_progress
 
 
 @click.command()
@@ -56,7 +55,7 @@ def _print_extract(summary: Any) -> None:
         ("time", f"{summary.elapsed_s:.0f} s"),
         ("store", str(summary.store)),
     ]
-    print_table(ReportTable("", ("extract", ""), tuple(rows), ()))
+    print_rows(("extract", ""), rows)
     for failure in summary.failures:
         click.echo(f"failed: {failure.recording}: {failure.reason}: {failure.message}")
 

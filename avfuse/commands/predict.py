@@ -6,8 +6,7 @@ import click
 
 from avfuse.commands import json_flag, knobs_of
 from avfuse.options import PredictOptions
-from avfuse.schema import ReportTable
-from avfuse.terminal import print_json, print_table, show_progress
+from avfuse.terminal import print_json, print_rows, show_progress
 
 
 @click.command()
@@ -32,4 +31,4 @@ def predict(as_json: bool, **knobs: Any) -> None:
         ("rows of the table", f"{summary.num_csv_rows:,}"),
         ("rows of the submission", f"{summary.num_submission_rows:,}"),
     ]
-    print_table(ReportTable("", ("predict", ""), tuple(rows), ()))
+    print_rows(("predict", ""), rows)

@@ -1,0 +1,37 @@
+"""``avfuse cache ls``: the stores in a folder, or on a server."""
+
+from pathlib import PurePosixPath
+from typing import Any
+
+import click
+
+from avfuse.cache_options import CacheListOptions
+from avfuse.commands import json_flag, knobs_of
+from avfuse.terminal import print_json, print_rows, show_size
+
+
+@click.command("ls")
+@knobs_of(CacheListOptions)
+@json_flag
+def list_(as_json: bool, **knobs: Any) -> None:
+    """List the feature stores in PLACE."""
+    from avfuse.inventory import list_stores
+
+    stores = list_stores(CacheListOptions(**knobs))
+    if as_json:
+        print_json({"stores": [vars(store) for store in stores]})
+        return
+    rows = [
+        (
+            PurePosixPath(store.store).name,
+            f"{store.num_recordings:,}",
+            f"{store.num_failures:,}",
+            f"{store.num_clips:,}",
+            show_size(store.num_bytes),
+            store.state or store.storage,
+            store.changed[:16].replace("T", " "),
+        )
+        for store in stores
+    ]
+    columns = ("store", "recordings", "failures", "clips", "size", "maps", "changed (UTC)")
+    print_rows(columns, rows)

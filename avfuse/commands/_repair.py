@@ -1,0 +1,36 @@
+"""``avfuse cache repair``: what is damaged in a store is set aside."""
+
+from typing import Any
+
+import click
+
+from avfuse.cache_options import CacheRepairOptions
+from avfuse.commands import json_flag, knobs_of
+from avfuse.terminal import counted, print_json, print_rows, show_count
+
+
+@click.command()
+@knobs_of(CacheRepairOptions)
+@json_flag
+def repair(as_json: bool, **knobs: Any) -> None:
+    """Set aside what is damaged in STORE, so that the next extract, or import, makes it anew, and nothing else.
+
+    Nothing is deleted: it then lies in a folder beside the store, which avfuse cache gc removes.
+    """
+    from avfuse.upkeep import repair as run
+
+    with show_count("cache repair", "checked") as show:
+        summary = run(CacheRepairOptions(**knobs), show)
+    if as_json:
+        print_json(summary)
+        return
+    if summary.removals:
+        rows = [(removal.recording or "-", removal.path, removal.place) for removal in summary.removals]
+        print_rows(("recording", "set aside", "lies in"), rows)
+    if not summary.num_damages:
+        click.echo(f"{summary.store}: all as it was written")
+    elif summary.recordings or summary.needs_root:
+        click.echo(
+            f"to be made anew: {counted(len(summary.recordings), 'recording')}; run the same avfuse extract, or cache "
+            "import, again"
+        )
