@@ -102,9 +102,16 @@ class FeatureCache:
 
     @classmethod
     def create(
-        cls, home: Path | str, spec: CacheSpec, provenance: Mapping[str, Any], compress: str = "none"
+        cls,
+        home: Path | str,
+        spec: CacheSpec,
+        provenance: Mapping[str, Any],
+        compress: str = "none",
+        knob: str = "--cache or $AVFUSE_CACHE",
     ) -> FeatureCache:
         """Open the store of `spec` under `home`, making it when there is none; left-overs of dead writers go.
+
+        `knob` is what another home is given with, for messages.
 
         Raises
         ------
@@ -120,7 +127,7 @@ class FeatureCache:
         except OSError as error:
             raise UsageError(
                 f"the cache {home} cannot be written to ({error.strerror or error}); "
-                "give a folder that can be, with --cache or $AVFUSE_CACHE"
+                f"give a folder that can be, with {knob}"
             ) from error
         opened = cls.open(store.location)
         if opened.spec.fingerprint != spec.fingerprint:

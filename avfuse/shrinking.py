@@ -209,12 +209,18 @@ def _open_target(
                 f"{source.path}: no recording can take another's place there in one step; compress them into another "
                 "folder, with --out"
             )
-        source.store.prepare()
+        try:
+            source.store.prepare()
+        except OSError as error:
+            raise UsageError(
+                f"{source.path} cannot be written to ({error.strerror or error}); compress its recordings into another "
+                "folder, with --out"
+            ) from error
         return source
     if home is None:
         raise UsageError(f"{source.path} lies in no folder 'features'; say where the smaller store goes, with --out")
     origin = {"fingerprint": source.spec.fingerprint, "avfuse": version("avfuse")}
-    target = FeatureCache.create(home, spec, {**source.provenance, "shrunk_from": origin})
+    target = FeatureCache.create(home, spec, {**source.provenance, "shrunk_from": origin}, knob="--out")
     strangers = {*target.names()} - {item.name for item in recordings}
     if strangers:
         raise UsageError(

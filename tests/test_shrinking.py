@@ -1,6 +1,7 @@
 """A cache made smaller is what extraction would have made; what is read is compared, and nothing is lost on the way."""
 
 import dataclasses
+import errno
 import json
 import tracemalloc
 from collections.abc import Iterator
@@ -242,6 +243,28 @@ def test_a_damaged_failure_is_not_left_behind_in_silence(tmp_path: Path) -> None
     Path(cache.path, "failures", "e%2Ff", "zarr.json").write_bytes(b"{}")
     with pytest.raises(UsageError, match=r"/failures is damaged; see what is wrong with: avfuse cache verify"):
         shrink(cache, dtype="uint8")
+
+
+def refuse_writing(*_: object) -> None:
+    raise OSError(errno.EROFS, "Read-only file system")
+
+
+def test_a_place_that_can_only_be_read_is_refused_with_the_way_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = fill(tmp_path / "home")
+    before = metadata(cache)
+    other = tmp_path / "other"
+    with monkeypatch.context() as patch:
+        patch.setattr(DirectoryStore, "prepare", refuse_writing)
+        with pytest.raises(UsageError, match=rf"^{cache.path} cannot be written to \(Read-only.*\); .* with --out$"):
+            shrink(cache, compress="zstd")
+        for knobs in ({"dtype": "uint8"}, {"compress": "zstd", "out": other}):
+            home = knobs.get("out", tmp_path / "home")
+            with pytest.raises(UsageError, match=rf"^the cache {home} cannot be written to .*; give .*, with --out$"):
+                shrink(cache, **knobs)
+    assert metadata(cache) == before
+    assert FeatureCache.open(shrink(cache, compress="zstd", out=other).store).recording("a").is_whole
 
 
 # What stands where the smaller cache goes
