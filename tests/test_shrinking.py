@@ -18,6 +18,8 @@ from avfuse.cache import FeatureCache
 from avfuse.cache_options import CacheExportOptions, CacheShrinkOptions
 from avfuse.cached import CachedRecording, view_name
 from avfuse.cli import cli
+from avfuse.commands._shrink import _print_costs
+from avfuse.cost import RunCost
 from avfuse.encoding import decode, find_scale, to_bytes
 from avfuse.hdf5 import export_cache
 from avfuse.options import TrainOptions
@@ -391,9 +393,10 @@ def test_the_command_names_sizes_and_costs(tmp_path: Path, capsys: pytest.Captur
 
     out = call("--dtype", "uint8", "--run", str(run.run))
     rows = [[cell.strip() for cell in line.strip("│").split("│")] for line in out.splitlines() if line.startswith("│")]
-    costs = [row for row in rows if row[0] == "concat, seed 0"]
-    assert [row[1] for row in costs] == ["valence", "arousal"]
-    for _, target, before, after, difference in costs:
+    folder = "/".join(Path(run.run).parts[-2:])
+    costs = [row for row in rows if row[:2] == [folder, "concat, seed 0"]]
+    assert [row[2] for row in costs] == ["valence", "arousal"]
+    for _, _, target, before, after, difference in costs:
         assert float(before) == pytest.approx(run.ccc[target], abs=5.1e-5)
         assert float(after) - float(before) == pytest.approx(float(difference), abs=1.1e-4)
     assert ["recordings", "9 (340 clips)"] in rows
@@ -406,3 +409,31 @@ def test_the_command_names_sizes_and_costs(tmp_path: Path, capsys: pytest.Captur
     assert view_name(0) in store.recordings()[0].arrays
     assert "is removed" in call("--dtype", "uint8", "--replace")
     assert not Path(store.path).exists()
+
+
+def test_runs_are_told_apart_and_means_are_those_of_one_head(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    costs = [
+        RunCost(str(tmp_path / folder / f"seed-{seed}"), head, seed, {"valence": 0.5}, {"valence": 0.5 + change})
+        for folder, head, seed, change in (
+            ("one/concat-aa", "concat", 0, -0.01),
+            ("one/concat-bb", "concat", 0, -0.02),
+            ("two/concat-aa", "concat", 1, -0.06),
+            ("two/audio_only-cc", "audio_only", 0, 0.01),
+        )
+    ]
+    _print_costs(costs)
+    out = capsys.readouterr().out
+    rows = [[cell.strip() for cell in line.strip("│").split("│")] for line in out.splitlines() if line.startswith("│")]
+    assert rows == [
+        ["one/concat-aa/seed-0", "concat, seed 0", "valence", "0.5000", "0.4900", "-0.0100"],
+        ["one/concat-bb/seed-0", "concat, seed 0", "valence", "0.5000", "0.4800", "-0.0200"],
+        ["two/concat-aa/seed-1", "concat, seed 1", "valence", "0.5000", "0.4400", "-0.0600"],
+        ["two/audio_only-cc/seed-0", "audio_only, seed 0", "valence", "0.5000", "0.5100", "+0.0100"],
+        ["mean of 3", "concat", "valence", "", "", "-0.0300"],
+    ]
+    _print_costs(costs[3:])
+    out = capsys.readouterr().out
+    assert "│ audio_only-cc/seed-0 │" in out
+    assert "mean" not in out

@@ -1,5 +1,7 @@
 """``avfuse cache shrink``: a cache with smaller maps, and what they cost the heads that were trained on the larger."""
 
+import os
+from pathlib import Path
 from typing import Any
 
 import click
@@ -48,26 +50,33 @@ def shrink(as_json: bool, **knobs: Any) -> None:
 
 
 def _print_costs(costs: Any) -> None:
-    """Show for every run and target the CCC from either maps, and the mean difference of each target."""
-    rows = [
-        (f"{cost.head}, seed {cost.seed}", target, _ccc(before), _ccc(cost.after[target]), _signed(cost, target))
-        for cost in costs
-        for target, before in cost.before.items()
-    ]
-    if len(costs) > 1:
-        for target in dict.fromkeys(target for cost in costs for target in cost.before):
-            changes = [cost.after[target] - cost.before[target] for cost in costs if target in cost.before]
-            rows.append(("mean", target, "", "", f"{sum(changes) / len(changes):+.4f}"))
-    columns = ("run", "target", "CCC before", "after", "difference")
+    """Show for every run and target the CCC from either maps, and the mean difference of a head with several runs."""
+    rows, changes = [], dict[tuple[str, str], list[float]]()
+    for cost, run in zip(costs, _short([Path(cost.run) for cost in costs]), strict=True):
+        for target, before in cost.before.items():
+            after = cost.after[target]
+            changes.setdefault((cost.head, target), []).append(after - before)
+            rows.append(
+                (
+                    run,
+                    f"{cost.head}, seed {cost.seed}",
+                    target,
+                    f"{before:.4f}",
+                    f"{after:.4f}",
+                    f"{after - before:+.4f}",
+                )
+            )
+    for (head, target), found in changes.items():
+        if len(found) > 1:
+            rows.append((f"mean of {len(found)}", head, target, "", "", f"{sum(found) / len(found):+.4f}"))
+    columns = ("run", "head", "target", "CCC before", "after", "difference")
     print_rows(columns, rows, "Validation CCC, nothing trained again")
 
 
-def _signed(cost: Any, target: str) -> str:
-    return f"{cost.after[target] - cost.before[target]:+.4f}"
-
-
-def _ccc(value: float) -> str:
-    return f"{value:.4f}"
+def _short(runs: list[Path]) -> list[str]:
+    """Return where runs lie, below the folder that holds all of their parents, as a report names them."""
+    folder = os.path.commonpath([run.parent.parent for run in runs])
+    return [run.relative_to(folder).as_posix() for run in runs]
 
 
 def _size(num_bytes: int, num_clips: int) -> str:
