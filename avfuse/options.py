@@ -219,8 +219,8 @@ class TrainOptions:
     )
     resident: str = knob(
         "auto",
-        "Hold the feature maps in this machine's memory, in that of the device, or leave them in their files; auto "
-        "takes a GPU's memory where they fit.",
+        "Hold the feature maps in this machine's memory (ram), in that of the device, or leave them where they are; "
+        "auto takes a GPU's memory where they fit, and this machine's for maps that are compressed or on a server.",
         choices=("auto", "no", "ram", "device"),
         record=False,
     )

@@ -49,12 +49,17 @@ class Leak:
     @property
     def message(self) -> str:
         """What leaks, where, and what to do, on one line."""
+        return f"{self.words}; leave it in one partition"
+
+    @property
+    def words(self) -> str:
+        """What leaks, and where."""
         held: dict[str, list[str]] = {}
         for recording, partition in zip(self.recordings, self.partitions, strict=True):
             held.setdefault(partition, []).append(recording)
         places = " and in ".join(f"{partition} ({_list(names)})" for partition, names in held.items())
         what = f"subject {self.name}" if self.kind == "subject" else f"the content of {self.name}"
-        return f"{what} is in {places}; leave it in one partition"
+        return f"{what} is in {places}"
 
 
 def split_by_subject(
@@ -172,12 +177,12 @@ def refuse_leaks(leaks: Sequence[Leak], are_allowed: bool) -> None:
     """
     if not leaks:
         return
-    named = "; ".join(leak.message for leak in leaks[:_MAX_LEAKS_NAMED])
+    named = "; ".join(leak.words for leak in leaks[:_MAX_LEAKS_NAMED])
     more = f"; and {len(leaks) - _MAX_LEAKS_NAMED} more" if len(leaks) > _MAX_LEAKS_NAMED else ""
     if not are_allowed:
         raise UsageError(
             f"subjects or files in two partitions ({len(leaks)}) would make scores too good: {named}{more}; "
-            "mend the partitions, or go on all the same with --allow-leaks"
+            "leave each in one partition, or go on all the same with --allow-leaks"
         )
     log.warning("subjects or files in two partitions (%d) will make scores too good: %s%s", len(leaks), named, more)
 

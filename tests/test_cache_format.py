@@ -1,6 +1,7 @@
 """docs/cache-format.md says what is written: its examples run, its tables are those of the writers."""
 
 import re
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,11 @@ from toy import toy_spec
 
 from avfuse import registry
 from avfuse.cache import FeatureCache
-from avfuse.cache_options import CacheExportOptions
+from avfuse.cache_options import CacheExportOptions, CacheImportOptions
 from avfuse.cached import CachedRecording
 from avfuse.encoding import codecs
 from avfuse.extract import extract
+from avfuse.foreign import import_features
 from avfuse.hdf5 import export_cache
 from avfuse.options import COMPRESSIONS, ExtractOptions
 from avfuse.schema import Failure
@@ -95,6 +97,31 @@ def test_the_tables_of_attributes_are_what_is_written(extracted: CachedRecording
     assert set(root) == {"spec", "fingerprint", "provenance"}
     assert f"Version {FORMAT_VERSION}." in PAGE
     assert f"| `format_version` | {FORMAT_VERSION} |" in PAGE
+
+
+def test_the_table_of_features_of_others_is_what_an_import_writes(tmp_path: Path) -> None:
+    np.save(tmp_path / "maps.npy", np.ones((4, 6), np.float32))
+    mapping = tmp_path / "others.toml"
+    mapping.write_text(
+        'fps = 5\nhop = 2\nvideo = "maps.npy"\n[[recordings]]\nrecording = "a"\npartition = "train"\n'
+        'video = "maps.npy"\n[[recordings]]\nrecording = "b"\npartition = "train"\n',
+        encoding="utf-8",
+    )
+    summary = import_features(CacheImportOptions(file=mapping, cache=tmp_path / "cache"))
+    root = read_sealed(FeatureCache.open(summary.store).store.metadata("")) or {}
+    rows = {name: row[1] for row in table("of others | is") for name in re.findall(r"`(\w+)`", row[0])}
+    spec = root["spec"]
+    assert f"`{spec['corpus']}`; `{spec['precision']}`" == rows["corpus"] == rows["precision"]
+    assert spec["decoder"] == spec["detector"] == spec["libraries"] == {}
+    assert rows["decoder"] == rows["detector"] == rows["libraries"] == "`{}`"
+    assert spec["clip"] == {"hop": 2, "frames": 2, "dilation": 1, "first_frame": 1, "fps": 5}
+    assert {name for name in spec["clip"] if f"`{name}`" in rows["clip"]} == set(spec["clip"])
+    assert spec["video"] == {"encoder": "of others", "location": "maps.npy"}
+    assert spec["audio"] == {"encoder": "none"}
+    words = {"encoder", "location", "of others", "none", "by recording"}
+    assert set(re.findall(r"`([\w ]+)`", rows["video"])) == words
+    assert root["provenance"] == {"mapping": mapping.read_text(encoding="utf-8"), "avfuse": version("avfuse")}
+    assert set(re.findall(r"`(\w+)`", rows["provenance"])) == set(root["provenance"])
 
 
 @pytest.mark.parametrize("compress", COMPRESSIONS)
