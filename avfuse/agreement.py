@@ -1,13 +1,15 @@
 """In what two caches agree: settings, recordings and sources, and how near the features of the same recordings are.
 
 Bytes are turned into the values that they stand for, and maps are pooled where the other cache holds pooled ones, so
-that caches of one data set compare whatever they were made with. Of several views the first is compared.
+that caches of one data set compare whatever they were made with. Of several views each is compared with the other
+cache's of its number.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -16,12 +18,12 @@ import numpy.typing as npt
 
 from avfuse.cache import FeatureCache
 from avfuse.cache_options import CacheDiffOptions
-from avfuse.cached import CachedRecording
+from avfuse.cached import CachedRecording, view_name
 from avfuse.encoding import decode, pool
 from avfuse.spec import differences
 
 _BLOCK_CLIPS = 64
-_VIDEO = {"video", "video_scale", "video_offset"}
+_SCALES = {"video_scale", "video_offset"}
 _Pair = tuple[npt.NDArray[Any], npt.NDArray[Any]]
 
 
@@ -50,15 +52,20 @@ class RecordingAgreement:
         What of the source differs.
     arrays : tuple of str
         Arrays whose values differ, or that only one of them has.
+    equal : tuple of str
+        Of ``video`` and ``audio`` what is equal: video, if every view is that both have.
     video, audio : Nearness or None
-        None where they are equal, or do not compare, as `note` says.
+        None where they are equal, or do not compare, as `note` says. That of video is over the clips of all views that
+        both have and that are not equal.
     note : str
+        What does not compare, and which views only one of them has; A is the first cache, B the second.
     """
 
     recording: str
     is_equal: bool
     source: tuple[str, ...]
     arrays: tuple[str, ...]
+    equal: tuple[str, ...]
     video: Nearness | None
     audio: Nearness | None
     note: str
@@ -132,26 +139,45 @@ def _compare_recordings(one: CachedRecording, other: CachedRecording) -> Recordi
     source, other_source = asdict(one.source), asdict(other.source)
     names = sorted({*one.arrays, *other.arrays})
     differing = tuple(name for name in names if one.arrays.get(name) != other.arrays.get(name))
+    views = _find_other_views(one, other, differing)
+    equal = tuple(name for name, is_equal in (("video", not views), ("audio", "audio" not in differing)) if is_equal)
     video = audio = None
     notes = []
     if one.num_clips != other.num_clips:
         notes.append(f"{one.num_clips} and {other.num_clips} clips")
     else:
-        if not _VIDEO.isdisjoint(differing):
-            video = _nearness(_maps(one, other)) if _are_alike(one, other) else None
+        if "video" not in equal:
+            maps = itertools.chain.from_iterable(_maps(one, other, view) for view in views)
+            video = _nearness(maps) if _are_alike(one, other) else None
             notes += [] if video else [_describe_shapes(one, other, "video")]
-        if "audio" in differing:
+        if "audio" not in equal:
             audio = _nearness(_sounds(one, other)) if _shape(one, "audio") == _shape(other, "audio") else None
             notes += [] if audio else [_describe_shapes(one, other, "audio")]
+    notes += _name_single_views(one, other)
     return RecordingAgreement(
         recording=one.name,
         is_equal=source == other_source and one.fps == other.fps and not differing,
         source=tuple(key for key, value in source.items() if other_source[key] != value),
         arrays=differing,
+        equal=equal,
         video=video,
         audio=audio,
         note="; ".join(notes),
     )
+
+
+def _find_other_views(one: CachedRecording, other: CachedRecording, differing: Collection[str]) -> list[int]:
+    """Return the numbers of the views that both have and that are not equal."""
+    is_scaled_otherwise = not _SCALES.isdisjoint(differing)  # and so what every byte stands for
+    num_common = min(one.num_views, other.num_views)
+    return [view for view in range(num_common) if is_scaled_otherwise or view_name(view) in differing]
+
+
+def _name_single_views(one: CachedRecording, other: CachedRecording) -> list[str]:
+    """Say which views only one of two recordings has, if there are such."""
+    first, last = sorted((one.num_views, other.num_views))
+    where = "A" if one.num_views == last else "B"
+    return [f"{', '.join(map(view_name, range(first, last)))} only in {where}"] if first < last else []
 
 
 def _shape(item: CachedRecording, name: str) -> tuple[int, ...]:
@@ -174,16 +200,16 @@ def _sounds(one: CachedRecording, other: CachedRecording) -> Iterator[_Pair]:
     yield one.array("audio"), other.array("audio")
 
 
-def _maps(one: CachedRecording, other: CachedRecording) -> Iterator[_Pair]:
-    """Yield the maps of both as float32, some clips at a time, pooled where one of the caches holds pooled ones."""
+def _maps(one: CachedRecording, other: CachedRecording, view: int) -> Iterator[_Pair]:
+    """Yield a view of both as float32, some clips at a time, pooled where one of the caches holds pooled maps."""
     for item in (one, other):
-        item.check(0)
+        item.check(view)
     is_pooled = _shape(one, "video") != _shape(other, "video")
     scales = one.scale(), other.scale()
     for start in range(0, one.num_clips, _BLOCK_CLIPS):
         count = min(_BLOCK_CLIPS, one.num_clips - start)
         here, there = (
-            decode(np.concatenate([values for _, values in item.video.strided(start, 1, count)]), scale).numpy()
+            decode(np.concatenate([values for _, values in item.view(view).strided(start, 1, count)]), scale).numpy()
             for item, scale in zip((one, other), scales, strict=True)
         )
         yield (pool(here), pool(there)) if is_pooled else (here, there)

@@ -6,11 +6,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from toy import CHANNELS, add_recording, toy_spec
 
 from avfuse.agreement import CacheAgreement, Nearness, compare_caches
 from avfuse.cache import FeatureCache
 from avfuse.cache_options import CacheDiffOptions
+from avfuse.commands._diff import diff
 from avfuse.schema import UsageError
 from avfuse.spec import Source
 from avfuse.writer import RecordingWriter
@@ -24,11 +26,13 @@ def features(seed: int) -> tuple[np.ndarray, np.ndarray]:
     return video, rng.normal(size=(NUM_CLIPS, 32)).astype(np.float32)
 
 
-def write(cache: FeatureCache, name: str, video: np.ndarray, audio: np.ndarray, **source: Any) -> None:
+def write(
+    cache: FeatureCache, name: str, video: np.ndarray, audio: np.ndarray, *views: np.ndarray, **source: Any
+) -> None:
     values = {"partition": "train", "subject": name, "file": name, "sha256": "0" * 64, "annotation_sha256": None}
     with RecordingWriter(cache, name, Source(**{**values, **source})) as writer:
         writer.begin(len(video))
-        writer.append(video, audio)
+        writer.append(video, audio, *views)
         writer.commit({"frame_time_s": np.arange(8) / 25}, fps=25.0)
 
 
@@ -115,6 +119,40 @@ def test_bytes_are_turned_into_values_and_whole_maps_are_pooled(tmp_path: Path) 
     assert (item.note, item.arrays) == ("", ("video",))
 
 
+@pytest.mark.parametrize("dtype", ["float16", "uint8"])
+def test_each_view_is_compared_with_that_of_its_number(tmp_path: Path, dtype: str) -> None:
+    """Bytes of one view share their scale with the others, which are then compared as well."""
+    (video, audio), (second, _), (third, _) = map(features, range(3))
+    storage = {"dtype": dtype, "maps": "whole"}
+    one = make(tmp_path / "one", views={"count": 3}, storage=storage)
+    other = make(tmp_path / "other", views={"count": 2}, storage=storage)
+    louder = np.where(np.arange(CHANNELS)[:, None, None] == 3, 2 * second, second)
+    write(one, "a", video, audio, second, third)
+    write(other, "a", video, audio, louder)
+    (item,) = compared(one, other).recordings
+    assert (item.equal, item.audio, item.note) == (("audio",), None, "video_2 only in A")
+    if dtype == "float16":
+        assert item.video == expected(second.astype(np.float16), louder.astype(np.float16))
+        assert item.arrays == ("video_1", "video_2")
+    else:
+        assert item.video is not None
+        clips = [(video, video), (second, louder)]
+        given = expected(*(np.concatenate(values).astype(np.float16) for values in zip(*clips, strict=True)))
+        assert item.video.mean_cosine == pytest.approx(given.mean_cosine.expected, abs=1e-4)
+    (item,) = compared(other, one).recordings
+    assert item.note == "video_2 only in B"
+
+
+def test_a_view_that_only_one_has_is_named_and_the_others_are_equal(tmp_path: Path) -> None:
+    (video, audio), (second, _), (third, _) = map(features, range(3))
+    one, other = make(tmp_path / "one"), make(tmp_path / "other", views={"count": 3})
+    write(one, "a", video, audio)
+    write(other, "a", video, audio, second, third)
+    (item,) = compared(one, other).recordings
+    assert (item.is_equal, item.equal, item.video) == (False, ("video", "audio"), None)
+    assert item.note == "video_1, video_2 only in B"
+
+
 def test_silence_and_darkness_compare(tmp_path: Path) -> None:
     one, other = make(tmp_path / "one"), make(tmp_path / "other")
     video, audio = features(0)
@@ -169,3 +207,55 @@ def test_a_damaged_cache_is_refused(tmp_path: Path) -> None:
     file.write_bytes(content)
     with pytest.raises(UsageError, match=r"other/.*/recordings/a/video is damaged"):
         compared(one, other)
+
+
+# The command
+
+
+def shown(one: FeatureCache, other: FeatureCache) -> tuple[list[list[str]], str]:
+    """Return the rows of the table of recordings, and the last line."""
+    found = CliRunner().invoke(diff, [str(one.path), str(other.path)])
+    assert found.exit_code == 4
+    lines = found.stdout.splitlines()
+    rows = [[cell.strip() for cell in line.strip("│").split("│")] for line in lines if line.startswith("│")]
+    return [row for row in rows if len(row) == 6], lines[-1]
+
+
+def test_what_is_equal_is_told_from_what_does_not_compare(tmp_path: Path) -> None:
+    video, audio = features(0)
+    one, other = make(tmp_path / "one"), make(tmp_path / "other", audio_shape=(31,))
+    write(one, "a", video, audio)
+    write(other, "a", video, audio[:, 1:])
+    rows, last = shown(one, other)
+    assert rows == [["a", "equal", "", "-", "-", "audio of 32 and 31"]]
+    assert last == "0 of 1 recording in both are equal"
+    write(one, "b", video, audio)
+    write(other, "b", -video, audio[:, 1:])
+    rows, _ = shown(one, other)
+    assert [row[1:5] for row in rows] == [
+        ["equal", "", "-", "-"],
+        [f"{2 * np.abs(video.astype(np.float16)).max():.3g}", "-1.000000 (-1.000000)", "-", "-"],
+        [f"{2 * np.abs(video.astype(np.float16)).max():.3g}", "-1.000000 (-1.000000)", "-", "-"],
+    ]
+    assert rows[-1][0] == "all of them"
+
+
+def test_only_another_subject_leaves_the_features_equal(tmp_path: Path) -> None:
+    one, other = make(tmp_path / "one"), make(tmp_path / "other")
+    for name in ("a", "b"):
+        write(one, name, *features(0))
+        write(other, name, *features(0), subject="somebody else")
+    rows, last = shown(one, other)
+    assert rows == [
+        ["a", "equal", "", "equal", "", "other subject"],
+        ["b", "equal", "", "equal", "", "other subject"],
+        ["all of them", "equal", "", "equal", "", ""],
+    ]
+    assert last == "0 of 2 recordings in both are equal"
+
+
+def test_where_no_recording_is_in_both_none_is_counted(tmp_path: Path) -> None:
+    one, other = make(tmp_path / "one"), make(tmp_path / "other")
+    write(one, "a", *features(0))
+    write(other, "b", *features(0))
+    assert shown(one, other) == ([], "no recording is in both")

@@ -39,24 +39,32 @@ def _print_diff(found: Any) -> None:
         if names:
             click.echo(f"only in {where}: {', '.join(names[:MAX_SHOWN])}{' ...' if len(names) > MAX_SHOWN else ''}")
     differing = [item for item in found.recordings if not item.is_equal]
-    rows = [(item.recording, *_near(item.video), *_near(item.audio), _also(item)) for item in differing]
+    rows = [(item.recording, *_near(item, [item]), _also(item)) for item in differing]
     if len(rows) > 1:
-        rows.append(("all of them", *_near(found.video), *_near(found.audio), ""))
+        rows.append(("all of them", *_near(found, differing), ""))
     if rows:
         columns = ("recording", "video: difference", "cosine (worst)", "audio: difference", "cosine (worst)", "also")
         print_rows(columns, rows)
+    if not found.recordings:
+        click.echo("no recording is in both")
+        return
     num_equal = len(found.recordings) - len(differing)
     click.echo(f"{num_equal} of {counted(len(found.recordings), 'recording')} in both are equal")
 
 
-def _near(found: Any) -> tuple[str, str]:
-    if found is None:
-        return "-", "-"
-    return f"{found.max_difference:.3g}", f"{found.mean_cosine:.6f} ({found.worst_cosine:.6f})"
+def _near(found: Any, recordings: Any) -> tuple[str, ...]:
+    """Return how near video and audio are, two cells each: "equal" in all recordings, or "-" if they do not compare."""
+    cells: list[str] = []
+    for name in ("video", "audio"):
+        near = getattr(found, name)
+        if near is not None:
+            cells += [f"{near.max_difference:.3g}", f"{near.mean_cosine:.6f} ({near.worst_cosine:.6f})"]
+        else:
+            cells += ["equal", ""] if all(name in item.equal for item in recordings) else ["-", "-"]
+    return tuple(cells)
 
 
 def _also(item: Any) -> str:
     """Name what else differs in a recording, beside the features whose nearness is shown."""
-    shown = ("video", "video_scale", "video_offset", "audio")
-    others = [name for name in (*item.source, *item.arrays) if name not in shown]
+    others = [name for name in (*item.source, *item.arrays) if name.partition("_")[0] not in ("video", "audio")]
     return "; ".join(filter(None, (f"other {', '.join(others)}" if others else "", item.note)))
