@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shlex
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -35,6 +36,7 @@ from avfuse.stores import METADATA, Store
 log = logging.getLogger(__name__)
 
 FAILURES = "failures"
+FEATURES = "features"  # the folder of the stores below a home
 
 
 def open_store(location: Path | str) -> Store:
@@ -78,10 +80,45 @@ def locate(place: Path | str) -> Store:
     if not stores and holds_recordings(here):
         return here
     if not stores:
-        raise UsageError(f"{place} holds no features; make them with: avfuse extract ROOT --cache {place}")
+        raise no_features(place)
     if len(stores) > 1:
         raise UsageError(f"{place} holds several feature stores; give one of: {', '.join(map(str, stores))}")
     return open_store(stores[0])
+
+
+def no_features(place: Path | str) -> UsageError:
+    """Return the error about a place that is no home of stores; where they lie in it directly, it says what to give.
+
+    Raises
+    ------
+    UsageError
+        If nothing can be a store there.
+    ConnectionError
+        If its server cannot be asked.
+    """
+    stores = find_directly(place)
+    if not stores:
+        quoted = shlex.quote(str(place))
+        return UsageError(f"{place} holds no features; make them with: avfuse extract ROOT --cache {quoted}")
+    parent = place.parent if isinstance(place, Path) else place.rstrip("/").rpartition("/")[0]
+    home = f"{parent}, or " if _is_named_features(place) else ""
+    return UsageError(f"{place} is a folder of stores itself; give {home}one of: {', '.join(map(str, stores))}")
+
+
+def find_directly(place: Path | str) -> list[Path | str]:
+    """Return the feature stores that lie directly in a place, which is then no home but the folder in one."""
+    found = [open_store(location) for location in type(open_store(place)).find(place)]
+    return [store.location for store in found if _is_of_features(store)]
+
+
+def _is_named_features(place: Path | str) -> bool:
+    """Whether a place is named as the folder in a home, and no bucket."""
+    parts = PurePosixPath(str(place)).parts
+    return parts[-1:] == (FEATURES,) and not (len(parts) == 2 and parts[0].endswith(":"))
+
+
+def _is_of_features(store: Store) -> bool:
+    return "spec" in (read_attributes(store.metadata("")) or {}) or holds_recordings(store)
 
 
 class FeatureCache:
@@ -150,7 +187,7 @@ class FeatureCache:
         store = open_store(location)
         content = store.metadata("")
         attributes = read_attributes(content)
-        again = ", and extract again" if store.is_writable else ""
+        again = "; then extract again" if store.is_writable else ""
         if attributes is None or not isinstance(attributes.get("spec"), dict):
             if holds_recordings(store):
                 raise UsageError(f"the settings of {location} are damaged; {store.remedy}{again}")
@@ -273,7 +310,7 @@ class FeatureCache:
 
 def features_folder(home: Path | str) -> Path | str:
     """Return the folder of the stores below a home."""
-    return f"{home.rstrip('/')}/features" if isinstance(home, str) and "://" in home else Path(home) / "features"
+    return f"{home.rstrip('/')}/{FEATURES}" if isinstance(home, str) and "://" in home else Path(home) / FEATURES
 
 
 def _store_for(home: Path | str, spec: CacheSpec) -> Store:
@@ -282,13 +319,16 @@ def _store_for(home: Path | str, spec: CacheSpec) -> Store:
     Raises
     ------
     UsageError
-        If the home is named like a file, or is another store.
+        If the home is named like a file, is another store, or the folder of stores in a home.
     """
     if isinstance(home, Path) and home.suffix in (".h5", ".hdf5"):
         raise UsageError(f"{home} is named like a file; give the folder, or the place, that holds features/")
     with asking():
         here = open_store(home)
         is_store = here.metadata("") is not None
+        is_folder = not is_store and _is_named_features(home) and bool(find_directly(home))
+    if is_folder:
+        raise UsageError(f"{home} is a folder of stores itself; give the one that holds it")
     if is_store:
         if PurePosixPath(str(home)).name == spec.store_name:
             return here

@@ -84,7 +84,12 @@ class CacheShrinkOptions:
 class CacheCollectOptions:
     """Knobs of ``avfuse cache gc``."""
 
-    place: Path | str | None = knob(None, _PLACE_HELP, argument="[PLACE]")
+    place: Path | str | None = knob(
+        None,
+        "Folder for everything that can be recomputed, the features in it, or one store.  "
+        f"[default: ${CACHE_VARIABLE}, else ./cache]",
+        argument="[PLACE]",
+    )
     superseded: bool = knob(
         False, "Also remove, of the stores of one data set made with other settings, all but the one changed last."
     )

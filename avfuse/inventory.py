@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from avfuse import registry
-from avfuse.cache import FAILURES, FeatureCache, asking, features_folder, holds_recordings, open_store
+from avfuse.cache import FAILURES, FeatureCache, asking, features_folder, holds_recordings, no_features, open_store
 from avfuse.cache_options import CacheInfoOptions, CacheListOptions
 from avfuse.cached import RECORDINGS, CachedRecording
 from avfuse.encoding import compression_of
@@ -123,7 +123,7 @@ def list_stores(options: CacheListOptions) -> list[StoreEntry]:
         store for store in [open_store(place)] if store.metadata("") is not None or holds_recordings(store)
     ]
     if not found:
-        raise UsageError(f"{place} holds no features; make them with: avfuse extract ROOT --cache {place}")
+        raise no_features(place)
     return [_describe(store) for store in sorted(found, key=lambda store: str(store.location))]
 
 
@@ -164,7 +164,7 @@ def _describe(store: Store) -> StoreEntry:
     if spec and version != FORMAT_VERSION:
         state = f"format version {version!r}; this avfuse reads {FORMAT_VERSION}"
     else:
-        state = "" if read_sealed(content) else "damaged; see: avfuse cache verify"
+        state = "" if read_sealed(content) else f"damaged; see: avfuse cache verify {store.quoted}"
     return StoreEntry(
         store=str(store.location),
         dataset=str(spec.get("dataset", "")),

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from avfuse import atomic
-from avfuse.cache import features_folder, open_store
+from avfuse.cache import features_folder, find_directly, open_store
 from avfuse.cache_options import CacheCollectOptions
 from avfuse.cached import RECORDINGS
 from avfuse.options import cache_home
@@ -28,6 +28,7 @@ from avfuse.spec import FORMAT_VERSION, tell_differences
 
 log = logging.getLogger(__name__)
 
+_BESIDE = (".tmp", ".damaged")
 _STEM = re.compile(r".+-[0-9a-f]{12}")  # of the name that avfuse gives a store: data set and fingerprint
 _SET_ASIDE = re.compile(r".+-[1-9][0-9]*-[0-9a-f]{8}", re.DOTALL)  # what, and who did it
 UNFINISHED, DAMAGED, OLD, SUPERSEDED = "unfinished", "damaged", "old format", "superseded"
@@ -63,19 +64,19 @@ def find_leftovers(options: CacheCollectOptions) -> Leftovers:
     Raises
     ------
     UsageError
-        If the place is not a folder of this machine that holds features.
+        If the place is neither a folder of this machine that holds features, nor a store there.
     """
-    home = cache_home(options.place)
-    if not isinstance(home, Path):
-        raise UsageError(f"{home} is on a server; this removes what lies in a folder of this machine")
-    features = Path(features_folder(home))
-    if not features.is_dir():
-        raise UsageError(f"{home} holds no features; give the folder that holds {features.name}/")
+    place = cache_home(options.place)
+    if not isinstance(place, Path):
+        raise UsageError(f"{place} is on a server; this removes what lies in a folder of this machine")
+    features, name = _find_features(place)
     entries = sorted(path for path in features.resolve().iterdir() if not path.is_symlink())
     found: list[Leftover] = []
     kept: list[Leftover] = []
     for path in entries:
-        if path.suffix in (".tmp", ".damaged") and path.is_dir() and _is_of_store(path):
+        if name not in (None, path.stem):
+            continue
+        if path.suffix in _BESIDE and path.is_dir() and _is_of_store(path):
             for inside in sorted(path.iterdir()):
                 if path.suffix == ".tmp":
                     is_dead = atomic.is_left_behind(inside)
@@ -86,13 +87,15 @@ def find_leftovers(options: CacheCollectOptions) -> Leftovers:
         elif path.is_file() and atomic.is_left_behind(path):
             found.append(_leftover(path, UNFINISHED, "its writer has ended"))
     for path, kind, reason in _find_stores([path for path in entries if path.suffix == ".zarr"]):
+        if name not in (None, path.stem):  # the others were looked at for what they supersede
+            continue
         is_offered = kind == OLD or options.superseded
         if is_offered and not _is_busy(path):
             found.append(_leftover(path, kind, reason))
         else:
             why = "a writer may be at it" if is_offered else "remove it with --superseded"
             kept.append(_leftover(path, kind, f"{reason}; {why}"))
-    return Leftovers(str(features), tuple(found), tuple(kept))
+    return Leftovers(str(features if name is None else place), tuple(found), tuple(kept))
 
 
 def remove_leftovers(found: Sequence[Leftover]) -> int:
@@ -122,6 +125,19 @@ def remove_leftovers(found: Sequence[Leftover]) -> int:
         num_bytes += item.num_bytes
         _remove_empty(Path(item.path), is_store)
     return num_bytes
+
+
+def _find_features(place: Path) -> tuple[Path, str | None]:
+    """Return the folder of stores that a place is or holds; with a name without suffix, if the place is one store."""
+    features = Path(features_folder(place))
+    if features.is_dir():
+        return features, None
+    store = place.resolve()
+    if store.suffix == ".zarr" and any(store.with_suffix(suffix).is_dir() for suffix in (".zarr", *_BESIDE)):
+        return store.parent, store.stem
+    if place.is_dir() and (store.name == features.name or find_directly(place)):
+        return place, None
+    raise UsageError(f"{place} holds no features; give the folder that holds {features.name}/, or a store there")
 
 
 def _is_of_store(beside: Path) -> bool:
@@ -205,8 +221,8 @@ def _count_bytes(path: Path) -> int:
 
 def _remove_empty(path: Path, is_store: bool) -> None:
     """Remove the folders beside a store that hold nothing any more; that of writers only once the store is gone."""
-    folders = [path.with_suffix(".tmp"), path.with_suffix(".damaged")] if is_store else [path.parent]
+    folders = [path.with_suffix(suffix) for suffix in _BESIDE] if is_store else [path.parent]
     for folder in folders:
         is_needed = folder.suffix == ".tmp" and folder.with_suffix(".zarr").exists()
-        if folder.suffix in (".tmp", ".damaged") and folder.is_dir() and not is_needed and not any(folder.iterdir()):
+        if folder.suffix in _BESIDE and folder.is_dir() and not is_needed and not any(folder.iterdir()):
             folder.rmdir()

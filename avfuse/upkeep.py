@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -13,11 +14,13 @@ from avfuse.cache_options import CacheRepairOptions, CacheVerifyOptions
 from avfuse.cached import RECORDINGS, group_of
 from avfuse.options import cache_home
 from avfuse.schema import UsageError
-from avfuse.sealed import seal
+from avfuse.sealed import read_attributes, seal
 from avfuse.stores import METADATA, Store
 from avfuse.verification import CONTAINERS, Damage, Verification, look_at_group, verify_store
 
 log = logging.getLogger(__name__)
+
+MAX_NAMED = 3  # recordings that a message names
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,9 @@ def verify(
         here = store.groups(RECORDINGS)
         missing = [name for name, group in zip(options.recording, only, strict=True) if group not in here]
         if missing:
-            raise UsageError(f"{store.location} holds no recording {', '.join(missing)}; see: avfuse cache info")
+            raise UsageError(
+                f"{store.location} holds no recording {', '.join(missing)}; {_tell_recordings(store, missing)}"
+            )
     return verify_store(store, only, options.num_workers, on_progress)
 
 
@@ -107,6 +112,17 @@ def repair(
         removals=tuple(removals),
         needs_root=store.metadata("") is None,
     )
+
+
+def _tell_recordings(store: Store, missing: Sequence[str]) -> str:
+    """Say how many recordings there are, and the names nearest to those that are missing, or else the first ones."""
+    found = {group: read_attributes(content) or {} for group, content in store.metadata_below(RECORDINGS).items()}
+    names = sorted(str(attributes.get("recording", group.rpartition("/")[2])) for group, attributes in found.items())
+    near = [name for wanted in missing for name in difflib.get_close_matches(wanted, names, MAX_NAMED)]
+    if near:
+        return f"of its {len(names):,}, the nearest by name: {', '.join(dict.fromkeys(near))}"
+    shown = ", ".join(names[:MAX_NAMED]) + (", ..." if len(names) > MAX_NAMED else "")
+    return f"it holds {len(names):,}" + (f": {shown}" if names else "")
 
 
 def _find(place: Path | str | None) -> Store:

@@ -166,7 +166,7 @@ def verify_store(
 def _remedy(store: Store) -> str:
     if not store.is_writable:
         return "export it, or copy it, again"
-    return "set it aside with: avfuse cache repair; the next extract, or cache import, makes it anew"
+    return f"set it aside with: avfuse cache repair {store.quoted}; the next extract, or cache import, makes it anew"
 
 
 def _look_at_root(store: Store, content: bytes | None) -> tuple[str | None, list[Damage]]:

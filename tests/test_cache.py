@@ -149,6 +149,21 @@ def test_open_and_find(tmp_path: Path, store: FeatureCache) -> None:
         FeatureCache.open(tmp_path)
 
 
+def test_a_folder_of_stores_is_told_from_the_home_that_holds_it(tmp_path: Path, store: FeatureCache) -> None:
+    features = tmp_path / "features"
+    (features / "of others.zarr").mkdir()
+    told = f"^{features} is a folder of stores itself; give {tmp_path}, or one of: {store.path}$"
+    with pytest.raises(UsageError, match=told):
+        FeatureCache.find(features)
+    with pytest.raises(UsageError, match=f"^{features} is a folder of stores itself; give the one that holds it$"):
+        FeatureCache.create(features, spec(), {})
+    assert [path.name for path in features.iterdir() if path.suffix == ""] == []
+    moved = features.rename(tmp_path / "shared")
+    with pytest.raises(UsageError, match=f"^{moved} is a folder of stores itself; give one of: {moved}/[^,]*$"):
+        FeatureCache.find(moved)
+    assert FeatureCache.create(moved, spec(), {}).path == moved / "features" / spec().store_name
+
+
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
@@ -234,7 +249,9 @@ def test_holds_only_what_is_whole_and_of_the_same_source(store: FeatureCache) ->
     whole = chunk.read_bytes()
     chunk.write_bytes(whole[:-1])
     assert not store.holds("a", SOURCE)
-    with pytest.raises(UsageError, match="recordings/a is damaged; see what is wrong with: avfuse cache verify, set"):
+    with pytest.raises(
+        UsageError, match=r"recordings/a is damaged; see what is wrong with: avfuse cache verify /.*; set"
+    ):
         store.recordings()
     chunk.unlink()
     assert not store.holds("a", SOURCE)

@@ -16,6 +16,7 @@ from avfuse.cache import FeatureCache
 from avfuse.cli import cli
 from avfuse.commands import check_out, write_table
 from avfuse.schema import Failure, ReportTable, UsageError
+from avfuse.stores.directory import DirectoryStore
 
 FILES = sorted(path.stem for path in Path(commands.__file__).parent.glob("[!_]*.py"))
 Run = Callable[..., tuple[int, str, str]]
@@ -119,6 +120,33 @@ def test_a_cache_is_verified_and_mended(run: Run, home: Path) -> None:
     assert json.loads(run("-q", "cache", "repair", home, "--json")[1])["removals"] == []
 
 
+def test_a_repair_says_what_is_to_be_made_anew(run: Run, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Path(FeatureCache.find(home).path)
+    for name in ("notes.txt", "recordings/a/stray"):
+        (store / name).touch()
+    out = run("-q", "cache", "repair", store)[1]
+    assert out.endswith(f"\n{store}: set aside: 2; nothing needs to be made anew\n")
+    (store / "recordings/zarr.json").unlink()
+    out = run("-q", "cache", "repair", store)[1]
+    assert out == f"{store}: what was found is gone, or replaced; nothing needs to be made anew\n"
+    assert run("-q", "cache", "verify", store)[0] == 0
+    damage(home)
+    with monkeypatch.context() as patch:
+        patch.setattr(DirectoryStore, "set_aside", _gone)
+        out = run("-q", "cache", "repair", store)[1]
+        assert out == f"{store}: what was found is gone, or replaced; nothing needs to be made anew\n"
+    (store / "zarr.json").unlink()
+    again = "run the same avfuse extract, or cache import, again\n"
+    assert run("-q", "cache", "repair", store)[1].endswith(
+        f"to be made anew: 1 recording and the settings of the store; {again}"
+    )
+    assert run("-q", "cache", "repair", store)[1] == f"to be made anew: the settings of the store; {again}"
+
+
+def _gone(store: DirectoryStore, path: str) -> str:
+    raise FileNotFoundError(path)
+
+
 def test_caches_are_listed_and_described(run: Run, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AVFUSE_CACHE", str(home))
     name = toy_spec().store_name
@@ -139,6 +167,21 @@ def test_caches_are_listed_and_described(run: Run, home: Path, monkeypatch: pyte
     ):
         assert row in out
     assert json.loads(run("cache", "info", home, "--json")[1])["partitions"]["test"]["num_clips"] == 9
+
+
+def test_a_damaged_store_is_listed_with_what_to_do(run: Run, home: Path) -> None:
+    store = Path(FeatureCache.find(home).path)
+    content = (store / "zarr.json").read_bytes()
+    (store / "zarr.json").write_bytes(content.replace(b"fp32", b"fp16"))
+    (home / "features" / "none.h5").write_bytes(b"no HDF5")
+    code, out, _ = run("cache", "ls", home)
+    assert code == 0
+    table, _, lines = out.rpartition("┘\n")
+    assert "│ damaged        │" in table
+    assert "│ cannot be read │" in table
+    other, told = lines.splitlines()
+    assert told == f"{store}: damaged; see: avfuse cache verify {store}"
+    assert other.startswith(f"{home}/features/none.h5 is not an HDF5 file")
 
 
 def test_caches_are_compared(run: Run, home: Path, tmp_path: Path) -> None:

@@ -77,7 +77,7 @@ def test_every_store_is_listed_also_those_that_cannot_be_used(home: Path) -> Non
     in_hdf5 = found["toy.h5"]
     assert (in_hdf5.num_recordings, in_hdf5.num_clips, in_hdf5.num_failures, in_hdf5.state) == (3, 60, 3, "")
     assert in_hdf5.num_bytes == (home / "features" / "toy.h5").stat().st_size
-    assert found["broken"].state == "damaged; see: avfuse cache verify"
+    assert found["broken"].state == f"damaged; see: avfuse cache verify {store_of(home, 'broken')}"
     assert found["unversioned"].state == "format version None; this avfuse reads 3"
     with pytest.raises(UsageError, match="has format version None; this avfuse reads 3"):
         FeatureCache.open(found["unversioned"].store)
@@ -89,6 +89,8 @@ def test_a_store_by_itself_is_listed_alone(home: Path) -> None:
         assert [item.store for item in list_stores(CacheListOptions(place=place))] == [str(place)]
     with pytest.raises(UsageError, match="holds no features; make them with: avfuse extract ROOT --cache"):
         list_stores(CacheListOptions(place=home / "runs"))
+    with pytest.raises(UsageError, match=f"is a folder of stores itself; give {home}, or one of: .*/toy-"):
+        list_stores(CacheListOptions(place=home / "features"))
 
 
 def described(store: Path) -> CacheInfo:

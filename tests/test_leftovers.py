@@ -203,6 +203,49 @@ def test_what_a_writer_has_taken_up_since_stays(tmp_path: Path, monkeypatch: pyt
     assert (store.with_suffix(".tmp") / DEAD).exists()
 
 
+def test_the_folder_of_stores_may_be_given_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = make_store(tmp_path / "home")
+    for folder in (store.with_suffix(".tmp") / DEAD, store.with_suffix(".damaged") / f"a-{ELSEWHERE}"):
+        folder.mkdir(parents=True)
+    expected = found_in(tmp_path / "home").found
+    assert len(expected) == 2
+    assert found_in(tmp_path / "home" / "features").found == expected
+    monkeypatch.chdir(tmp_path / "home" / "features")
+    assert found_in(Path()).found == expected
+    moved = (tmp_path / "home" / "features").rename(tmp_path / "shared")  # stores that lie in a folder of any name
+    assert kinds(found_in(moved)) == {DEAD: "unfinished", f"a-{ELSEWHERE}": "damaged"}
+
+
+def test_one_store_is_looked_at_alone(tmp_path: Path) -> None:
+    stores = [make_store(tmp_path, dataset=name) for name in ("one", "two")]
+    new = make_store(tmp_path, dataset="one", precision="bf16")
+    for place in ("", "recordings", "failures"):
+        os.utime(stores[0] / place, (1e9, 1e9))
+    write_version(stores[1], 2, is_sealed=False)
+    for store in stores:
+        (store.with_suffix(".tmp") / DEAD).mkdir(parents=True)
+        (store.with_suffix(".damaged") / f"a-{ELSEWHERE}").mkdir(parents=True)
+    (tmp_path / "features" / f".cache.h5.{DEAD}").touch()
+    here = {DEAD: "unfinished", f"a-{ELSEWHERE}": "damaged"}
+    found = found_in(stores[0])
+    assert (found.place, kinds(found)) == (str(stores[0]), here)
+    assert {Path(item.path).name: item.kind for item in found.kept} == {stores[0].name: "superseded"}
+    assert all(stores[0].stem in item.path for item in found.found)
+    superseded = found_in(stores[0], superseded=True)
+    assert kinds(superseded) == {**here, stores[0].name: "superseded"}
+    assert superseded.found[-1].reason.startswith(f"{new.name} was changed later")
+    assert kinds(found_in(stores[1])) == {**here, stores[1].name: "old format"}
+    assert found_in(new, superseded=True).found == ()
+    link = tmp_path / "link.zarr"
+    link.symlink_to(stores[1])
+    assert kinds(found_in(link)) == {**here, stores[1].name: "old format"}
+    remove_leftovers(found_in(stores[1]).found)
+    assert [path.name for path in (tmp_path / "features").iterdir() if path.stem == stores[1].stem] == []
+    assert kinds(found_in(stores[0])) == here
+    shutil.rmtree(stores[0])  # what lies beside it is still known by its name
+    assert kinds(found_in(stores[0])) == here
+
+
 def test_no_link_is_followed(tmp_path: Path) -> None:
     outside, home = tmp_path / "outside", tmp_path / "home"
     store = make_store(home)
@@ -230,7 +273,12 @@ def test_no_link_is_followed(tmp_path: Path) -> None:
 
 
 def test_places_without_features_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"holds no features; give the folder that holds features/$"):
-        found_in(tmp_path)
+    (tmp_path / "other.zarr").mkdir()
+    (tmp_path / "file").touch()
+    for place in (tmp_path, tmp_path / "gone-0123456789ab.zarr", tmp_path / "file"):
+        with pytest.raises(
+            UsageError, match=rf"^{place} holds no features; give the folder that holds features/, or a store there$"
+        ):
+            found_in(place)
     with pytest.raises(UsageError, match=r"s3://bucket/prefix is on a server; this removes what lies in a folder of"):
         find_leftovers(CacheCollectOptions(place="s3://bucket/prefix"))

@@ -321,6 +321,11 @@ def test_an_empty_place_is_told_from_a_server_that_cannot_be_asked(bucket: str, 
     with pytest.raises(UsageError, match=r"home holds no features; make them with: avfuse extract ROOT --cache s3://"):
         FeatureCache.find(f"{bucket}/home")
     cache = small_cache(f"{bucket}/home")
+    told = f"^{bucket}/home/features/ is a folder of stores itself; give {bucket}/home, or one of: {cache.path}$"
+    with pytest.raises(UsageError, match=told):
+        FeatureCache.find(f"{bucket}/home/features/")
+    with pytest.raises(UsageError, match="/features is a folder of stores itself; give the one that holds it"):
+        FeatureCache.create(f"{bucket}/home/features", toy_spec(), {})
     s3_server.refuse = refuse_all(500, "InternalError")
     asked: list[Callable[[], object]] = [
         cache.recordings,

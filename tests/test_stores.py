@@ -191,6 +191,9 @@ def test_what_is_damaged_is_set_aside(kind: str, home: Path | str) -> None:
     assert beside(parent).read(name) == content
     with pytest.raises(UsageError, match="is damaged; see what is wrong with: avfuse cache verify"):
         cache.recordings()
+    assert (
+        f"avfuse cache verify {store.location}; set it aside with: avfuse cache repair {store.location}" in store.remedy
+    )
     place = store.set_aside(group)
     assert folder_name(NAMES[1]) in place
     assert beside(place).read("video/c/0/0/0/0") != b""

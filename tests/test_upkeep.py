@@ -1,5 +1,6 @@
 """Upkeep: what is damaged is set aside, so that the rest verifies and the next extraction makes just that anew."""
 
+import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -125,8 +126,41 @@ def test_some_recordings_alone_are_checked(path: Path) -> None:
     flip(path / "recordings/a/audio/c/0/0")
     assert checked(path, recording=("b/c",)).damages == ()
     assert [item.recording for item in checked(path, recording=("b/c", "a")).damages] == ["a"]
-    with pytest.raises(UsageError, match=r"holds no recording c, d; see: avfuse cache info"):
-        checked(path, recording=("a", "c", "d"))
+
+
+@pytest.mark.parametrize(
+    ("wanted", "told"),
+    [
+        (("a", "b", "bb/c"), r"holds no recording b, bb/c; of its 2, the nearest by name: b/c$"),
+        (("nope",), r"holds no recording nope; it holds 2: a, b/c$"),
+    ],
+)
+def test_a_recording_that_is_not_there_is_told_from_those_that_are(path: Path, wanted: tuple[str], told: str) -> None:
+    with pytest.raises(UsageError, match=told):
+        checked(path, recording=wanted)
+    for number in range(3):
+        (path / f"recordings/more-{number}").mkdir()  # one without metadata goes by the name of its folder
+    with pytest.raises(UsageError, match=r"holds no recording x; it holds 5: a, b/c, more-0, \.\.\.$"):
+        checked(path, recording=("x",))
+    with pytest.raises(UsageError, match=r"of its 5, the nearest by name: more-2, more-1, more-0$"):
+        checked(path, recording=("more-22",))
+    shutil.rmtree(path / "recordings")
+    with pytest.raises(UsageError, match=r"holds no recording a; it holds 0$"):
+        checked(path, recording=("a",))
+
+
+def test_the_remedy_is_a_command_for_this_store(path: Path, tmp_path: Path) -> None:
+    moved = path.rename(tmp_path / "it's a store.zarr")
+    flip(moved / "recordings/a/audio/c/0/0")
+    with pytest.raises(UsageError) as refusal:
+        FeatureCache.open(moved).recording("a").array("audio")
+    for told, command in (
+        (checked(moved).remedy, "repair"),
+        (str(refusal.value), "repair"),
+        (str(refusal.value), "verify"),
+    ):
+        given = told.partition(f": avfuse cache {command} ")[2].partition("; ")[0]
+        assert shlex.split(given) == [str(moved)]
 
 
 def test_a_store_is_found_without_its_root_and_by_the_folder_that_holds_it(tmp_path: Path) -> None:

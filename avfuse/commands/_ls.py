@@ -1,13 +1,18 @@
 """``avfuse cache ls``: the stores in a folder, or on a server."""
 
+from __future__ import annotations
+
 from pathlib import PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from avfuse.cache_options import CacheListOptions
 from avfuse.commands import json_flag, knobs_of
 from avfuse.terminal import print_json, print_rows, show_size
+
+if TYPE_CHECKING:
+    from avfuse.inventory import StoreEntry
 
 
 @click.command("ls")
@@ -28,10 +33,22 @@ def list_(as_json: bool, **knobs: Any) -> None:
             f"{store.num_failures:,}",
             f"{store.num_clips:,}",
             show_size(store.num_bytes),
-            store.state or store.storage,
+            _shorten(store) if store.state else store.storage,
             store.changed[:16].replace("T", " "),
         )
         for store in stores
     ]
     columns = ("store", "recordings", "failures", "clips", "size", "maps", "changed (UTC)")
     print_rows(columns, rows)
+    for store in stores:
+        if store.state:
+            click.echo(store.state if _names_itself(store) else f"{store.store}: {store.state}")
+
+
+def _shorten(store: StoreEntry) -> str:
+    """Return why a store cannot be used, without what to do about it, which no cell of a table has room for."""
+    return "cannot be read" if _names_itself(store) else store.state.partition(";")[0]
+
+
+def _names_itself(store: StoreEntry) -> bool:
+    return store.state.startswith(store.store)

@@ -27,10 +27,12 @@ def repair(as_json: bool, **knobs: Any) -> None:
     if summary.removals:
         rows = [(removal.recording or "-", removal.path, removal.place) for removal in summary.removals]
         print_rows(("recording", "set aside", "lies in"), rows)
+    anew = [counted(len(summary.recordings), "recording")] if summary.recordings else []
+    anew += ["the settings of the store"] if summary.needs_root else []
     if not summary.num_damages:
         click.echo(f"{summary.store}: all as it was written")
-    elif summary.recordings or summary.needs_root:
-        click.echo(
-            f"to be made anew: {counted(len(summary.recordings), 'recording')}; run the same avfuse extract, or cache "
-            "import, again"
-        )
+    elif anew:
+        click.echo(f"to be made anew: {' and '.join(anew)}; run the same avfuse extract, or cache import, again")
+    else:
+        done = f"set aside: {len(summary.removals):,}" if summary.removals else "what was found is gone, or replaced"
+        click.echo(f"{summary.store}: {done}; nothing needs to be made anew")

@@ -13,6 +13,7 @@ Whoever writes a group writes it as a folder on this machine first (`aside`), fl
 from __future__ import annotations
 
 import errno
+import shlex
 import threading
 import warnings
 from abc import ABC, abstractmethod
@@ -62,11 +63,22 @@ class Store(ABC):
     """
 
     is_writable: ClassVar[bool] = True
-    remedy: ClassVar[str] = "see what is wrong with: avfuse cache verify, set it aside with: avfuse cache repair"
-    """What to do about damage, in words."""
 
     def __init__(self, location: Path | str) -> None:
         self.location = location
+
+    @property
+    def quoted(self) -> str:
+        """The location as a shell takes it, for the commands that a message gives."""
+        return shlex.quote(str(self.location))
+
+    @property
+    def remedy(self) -> str:
+        """What to do about damage, in words."""
+        return (
+            f"see what is wrong with: avfuse cache verify {self.quoted}; set it aside with: avfuse cache repair "
+            f"{self.quoted}"
+        )
 
     @classmethod
     @abstractmethod

@@ -120,11 +120,15 @@ class HDF5Store(Store):
     """A file ``.h5`` or ``.hdf5``, to be read only."""
 
     is_writable: ClassVar[bool] = False
-    remedy: ClassVar[str] = "see what is wrong with: avfuse cache verify; export it, or copy it, again"
     location: Path
 
     def __init__(self, location: Path | str) -> None:
         super().__init__(Path(location))
+
+    @property
+    def remedy(self) -> str:
+        """What to do about damage, in words: a file is never mended."""
+        return f"see what is wrong with: avfuse cache verify {self.quoted}; export it, or copy it, again"
 
     @classmethod
     def find(cls, folder: Path | str) -> list[Path | str]:
