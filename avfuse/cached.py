@@ -33,7 +33,8 @@ class MissingCodecError(UsageError):
 class CachedRecording:
     """The features of one recording, mapped into memory rather than read where its chunks are plain.
 
-    `known` is what `Store.survey` said of it, if it was asked already.
+    `known` is what `Store.survey` said of it, if it was asked already. A view is opened once, and what is compared with
+    its digest is what is handed out.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class CachedRecording:
         self.store = store
         self.group = group
         self._known = known
+        self._views: dict[int, ClipArray] = {}
 
     @property
     def path(self) -> str:
@@ -122,13 +124,15 @@ class CachedRecording:
         UsageError
             If they are damaged in a way that shows.
         """
-        name = view_name(number)
-        try:
-            return self.store.clips(f"{self.group}/{name}")
-        except _UNREADABLE as error:
-            if tells_nothing(error):
-                raise
-            raise self._refusal(name, error) from error
+        if number not in self._views:
+            name = view_name(number)
+            try:
+                self._views[number] = self.store.clips(f"{self.group}/{name}")
+            except _UNREADABLE as error:
+                if tells_nothing(error):
+                    raise
+                raise self._refusal(name, error) from error
+        return self._views[number]
 
     def check(self, number: int) -> None:
         """Compare the values of a view, as they are read from here, with their digest.
@@ -157,7 +161,7 @@ class CachedRecording:
 
     def scale(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]] | None:
         """Return scale and offset of each channel, (C,) each, of maps that are bytes; None if they are halves."""
-        return (self.array("video_scale"), self.array("video_offset")) if "video_scale" in self.arrays else None
+        return self._scale
 
     def array(self, name: str) -> npt.NDArray[Any]:
         """Return one of the small arrays (all but ``video``), read and compared with its digest.
@@ -176,6 +180,10 @@ class CachedRecording:
         if describe_array(values) != self.arrays.get(name):
             raise self.damage(name)
         return values
+
+    @cached_property
+    def _scale(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]] | None:
+        return (self.array("video_scale"), self.array("video_offset")) if "video_scale" in self.arrays else None
 
     def damage(self, array: str) -> UsageError:
         """Return the error about a damaged array."""

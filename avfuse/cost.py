@@ -84,6 +84,7 @@ def _score(place: Path, record: runs.RunRecord, cache: FeatureCache, device: tor
     head = load_head(place).to(device)
     fold = record.options.get("fold")
     partitions = ("train", "validation") if fold else ("validation",)
+    recordings = cache.recordings()
     partition = WindowedPartition(
         cache,
         "validation",
@@ -92,8 +93,9 @@ def _score(place: Path, record: runs.RunRecord, cache: FeatureCache, device: tor
         overlap=int(record.options.get("overlap", 0)),
         fold=parse_fold(fold) if fold else None,
         targets=record.targets,
-        resident=find_residence(cache, "auto", device, dict.fromkeys(partitions, 1)),
+        resident=find_residence(recordings, "auto", device, dict.fromkeys(partitions, 1)),
         device=device,
+        recordings=recordings,
     )
     amp = str(record.options.get("amp", "off"))
     trace_NE = partition.trace(lambda batch: call_head(head, _spread(batch, head.inputs.video_mean), amp), BATCH_SIZE)

@@ -58,6 +58,8 @@ class WindowedPartition:
         Where the maps of all clips are held: ``no`` for nowhere, ``ram`` for this machine's memory, or ``device``.
     device : torch.device
         Where batches are wanted.
+    recordings : sequence of CachedRecording, optional
+        Those of the cache, of all partitions, where they are known: what `find_residence` opened is not opened again.
 
     Raises
     ------
@@ -80,12 +82,14 @@ class WindowedPartition:
         num_views: int = 1,
         resident: str = "no",
         device: torch.device = CPU,
+        recordings: Sequence[CachedRecording] | None = None,
     ) -> None:
         hop = int(cache.spec.clip["hop"])
         if spacing % hop:
             raise UsageError(f"--spacing {spacing} is not a multiple of {hop}, the hop of {cache.path}")
         self.partition = partition
-        self.recordings = cache.recordings(partition) if fold is None else _of_fold(cache, partition, *fold)
+        known = cache.recordings() if recordings is None else recordings
+        self.recordings = _choose(known, partition, fold)
         if not self.recordings:
             raise UsageError(
                 f"{cache.path} holds no recording of the {partition} partition; "
@@ -294,9 +298,11 @@ class WindowedPartition:
         return each_once(read, self.recordings)
 
 
-def find_residence(cache: FeatureCache, wanted: str, device: torch.device, num_views: Mapping[str, int]) -> str:
+def find_residence(
+    recordings: Sequence[CachedRecording], wanted: str, device: torch.device, num_views: Mapping[str, int]
+) -> str:
     """Return where the maps of some partitions are held, so many views of each; see `choose_residence`."""
-    pairs = [(item, view) for item in cache.recordings() for view in range(num_views.get(item.source.partition, 0))]
+    pairs = [(item, view) for item in recordings for view in range(num_views.get(item.source.partition, 0))]
     views = each_once(lambda pair: pair[0].view(pair[1]), pairs)
     num_bytes, is_mapped = sum(view.num_bytes for view in views), all(view.is_mapped for view in views)
     residence = choose_residence(wanted, num_bytes, is_mapped, device)
@@ -314,12 +320,17 @@ def _last_label(recording: CachedRecording, span: int) -> npt.NDArray[np.float32
     return np.where(has_label_N[:, None], frame_target_FE[last_N], np.float32(np.nan))
 
 
-def _of_fold(cache: FeatureCache, partition: str, index: int, num_folds: int) -> list[CachedRecording]:
-    """Return the recordings of a fold, or of all the others for the training partition.
+def _choose(
+    recordings: Sequence[CachedRecording], partition: str, fold: tuple[int, int] | None
+) -> list[CachedRecording]:
+    """Return the recordings of a partition; with a fold, those in it, or all the others for the training partition.
 
     Recordings of one subject or of one file, as of two people, stand in one fold.
     """
-    rated = [item for item in cache.recordings() if item.source.partition in ("train", "validation")]
+    if fold is None:
+        return [item for item in recordings if item.source.partition == partition]
+    index, num_folds = fold
+    rated = [item for item in recordings if item.source.partition in ("train", "validation")]
     sources = [item.source for item in rated]
     fold_of_item = fold_by_subject(
         [source.subject for source in sources], num_folds, [source.sha256 for source in sources]

@@ -135,16 +135,6 @@ class StreamedMaps:
         )
         return maps_BTCHW
 
-    def _moved(self, batches: Iterator[Tensor]) -> Iterator[Tensor]:
-        """Yield batches on the GPU; they are copied on a stream of their own, and their buffers are free then."""
-        copying = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
-        for maps_BTCHW in batches:
-            with torch.cuda.stream(copying):
-                moved_BTCHW = maps_BTCHW.to(self._device, non_blocking=True)
-            copying.synchronize()  # for the copy alone
-            moved_BTCHW.record_stream(torch.cuda.current_stream(self._device))
-            yield moved_BTCHW
-
     def _fill(self, part: Sequence[tuple[Window, int]], maps_BTCHW: Tensor) -> None:
         """Copy the maps of windows out of their chunks, several clips at a time."""
         for row, (window, view) in zip(maps_BTCHW.numpy(), part, strict=True):

@@ -139,6 +139,7 @@ def _predict(
     """Predict the partition with one run, on windows as in its validation."""
     head = load_head(place).to(device)
     spacing, overlap = int(record.options["spacing"]), int(record.options.get("overlap", 0))
+    recordings = cache.recordings()
     partition = WindowedPartition(
         cache,
         options.partition,
@@ -146,8 +147,9 @@ def _predict(
         spacing,
         overlap=overlap,
         targets=record.targets,
-        resident=find_residence(cache, "auto", device, {options.partition: 1}),
+        resident=find_residence(recordings, "auto", device, {options.partition: 1}),
         device=device,
+        recordings=recordings,
     )
     amp = str(record.options.get("amp", "off"))
     return partition.predictions(predict_clips(head, partition, amp, options.batch_size))

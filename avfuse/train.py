@@ -232,15 +232,16 @@ def _cache_arguments(options: TrainOptions, cache: FeatureCache) -> dict[str, An
 
 
 def _load_data(options: TrainOptions, cache: FeatureCache) -> _Data:
-    device = choose_device(options.device)
+    device, recordings = choose_device(options.device), cache.recordings()
     grid = (options.num_clips, options.spacing)
     num_views = int(cache.spec.views["count"])
     # With folds, what is held out may be of either partition.
     held = {"train": num_views, "validation": 1 if options.fold is None else num_views}
     common: dict[str, Any] = {
         "fold": None if options.fold is None else parse_fold(options.fold),
-        "resident": find_residence(cache, options.resident, device, held),
+        "resident": find_residence(recordings, options.resident, device, held),
         "device": device,
+        "recordings": recordings,
     }
     is_complete = options.windows == "complete"
     training = WindowedPartition(cache, "train", *grid, complete=is_complete, num_views=num_views, **common)

@@ -3,6 +3,7 @@
 import gc
 import time
 import weakref
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,9 +14,11 @@ from toy import add_recording, toy_cache, toy_spec
 
 from avfuse import dataset, gathering, train
 from avfuse.cache import FeatureCache
+from avfuse.cache_options import CacheExportOptions
 from avfuse.dataset import WindowedPartition
 from avfuse.encoding import decode
 from avfuse.gathering import ahead, choose_residence, each_once
+from avfuse.hdf5 import export_cache
 from avfuse.options import TrainOptions
 from avfuse.schema import UsageError
 
@@ -229,5 +232,81 @@ def test_only_the_views_that_are_asked_for_count(
     monkeypatch.setattr(dataset, "choose_residence", lambda wanted, num_bytes, *_: asked.append(num_bytes) or "no")
     options = TrainOptions(cache=tmp_path, head="concat", fold=fold, device="cpu")
     train._load_data(options, store)
-    dataset.find_residence(store, "auto", CPU, {"test": 1})
+    dataset.find_residence(store.recordings(), "auto", CPU, {"test": 1})
     assert asked == [(20 * 3 + 10 * (1 if fold is None else 3)) * clip_bytes, 10 * clip_bytes]
+
+
+KINDS = ["plain", "compressed", "bytes", "hdf5"]
+
+
+def stored_as(kind: str, home: Path) -> FeatureCache:
+    """Make a cache of recordings with two views, kept in one of several ways."""
+    spec = toy_spec(views={"count": 2}, storage={"dtype": "uint8" if kind == "bytes" else "float16", "maps": "whole"})
+    store = FeatureCache.create(home, spec, {}, "zstd" if kind == "compressed" else "none")
+    for number, partition in enumerate(("train", "train", "validation", "test")):
+        add_recording(store, f"{number}", partition, 40 + number, seed=number)
+    if kind != "hdf5":
+        return store
+    export_cache(CacheExportOptions(home / "cache.h5", store.path))
+    return FeatureCache.open(home / "cache.h5")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("resident", ["no", "ram", "device"])
+def test_each_array_is_opened_once_until_the_first_batch(
+    tmp_path: Path, resident: str, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = stored_as(kind, tmp_path)
+    opened: Counter[str] = Counter()
+
+    def count(method: str) -> None:
+        act = getattr(type(store.store), method)
+        monkeypatch.setattr(type(store.store), method, lambda self, path: (opened.update([path]), act(self, path))[1])
+
+    count("array")
+    count("clips")
+    options = TrainOptions(cache=store.path, head="concat", resident=resident, device="cpu")
+    data = train._load_data(options, store)
+    for partition in (data.train, data.validation):
+        next(iter(partition.batches(range(len(partition.windows)), 4, [0] * len(partition.windows))))
+    assert {path.split("/")[1] for path in opened} == {"0", "1", "2"}  # what is not trained on is not opened
+    assert {f"recordings/{number}/{view}" for number in range(2) for view in ("video", "video_1")} <= opened.keys()
+    assert opened == dict.fromkeys(opened, 1)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("resident", ["no", "ram", "device"])
+def test_what_was_altered_after_it_was_opened_is_found(tmp_path: Path, resident: str, kind: str) -> None:
+    store = stored_as(kind, tmp_path)
+    recordings = store.recordings()
+    dataset.find_residence(recordings, "auto", CPU, {"train": 2})
+    video = recordings[1].view(1)
+    values = np.array(video.chunk(0))
+    if kind == "hdf5":
+        file = Path(store.path)
+        content = bytearray(file.read_bytes())
+        content[content.index(values.tobytes()) + 100] ^= 1
+    else:
+        file = Path(store.path, "recordings", "1", "video_1", "c", "0", "0", "0", "0")
+        content = bytearray(file.read_bytes())
+        content[100] ^= 1
+    with file.open("r+b") as out:  # in place: what is mapped shows it
+        out.write(content)
+    with pytest.raises(UsageError, match="recordings/1/video_1 is damaged"):
+        WindowedPartition(store, "train", 16, 32, num_views=2, resident=resident, recordings=recordings)
+
+
+def test_values_come_from_what_was_compared_whatever_becomes_of_the_metadata(tmp_path: Path) -> None:
+    """A view that was opened is read as it was opened: its metadata are not asked twice, and so cannot disagree."""
+    store = stored_as("plain", tmp_path)
+    recordings = store.recordings()
+    dataset.find_residence(recordings, "auto", CPU, {"train": 1})
+    values = decode(recordings[0].array("video"), None).numpy()
+    file = Path(store.path, "recordings", "0", "video", "zarr.json")
+    file.write_bytes(file.read_bytes().replace(b'"float16"', b'"int16"  '))
+    partition = WindowedPartition(store, "train", 16, 32, recordings=recordings)
+    window = partition.windows[0]
+    assert window.recording == 0
+    np.testing.assert_array_equal(partition.batch([0]).video_BTCHW[0, : window.count].float(), values[window.clips])
+    with pytest.raises(UsageError, match="recordings/0/video is damaged"):
+        WindowedPartition(store, "train", 16, 32, recordings=store.recordings())
