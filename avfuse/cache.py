@@ -35,14 +35,27 @@ from avfuse.stores import METADATA, Store
 
 log = logging.getLogger(__name__)
 
+LOCAL_STORES = (
+    "directory",
+    "hdf5",
+)  # to which paths lead; to those of another kind, addresses that begin with its name
 FAILURES = "failures"
 FEATURES = "features"  # the folder of the stores below a home
 
 
 def open_store(location: Path | str) -> Store:
-    """Return the store at a location: ``s3://...``, a file ``.h5`` or ``.hdf5``, or a folder."""
+    """Return the store at a location: ``s3://...``, a file ``.h5`` or ``.hdf5``, or a folder.
+
+    Raises
+    ------
+    UsageError
+        If it is an address of a kind that is not known.
+    """
     if "://" in str(location):
         kind = str(location).partition("://")[0]
+        known = [f"{name}://" for name in registry.STORES if name not in LOCAL_STORES]
+        if f"{kind}://" not in known:
+            raise UsageError(f"{location}: there are no stores at {kind}://; give a path, or {' or '.join(known)}...")
     else:
         kind = "hdf5" if Path(location).suffix in (".h5", ".hdf5") else "directory"
     store: Store = registry.load("store", kind)(location)

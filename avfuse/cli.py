@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import types
+from collections.abc import Sequence
 from typing import NoReturn
 
 import click
@@ -28,8 +29,19 @@ from avfuse.commands.report import report
 from avfuse.schema import UsageError
 from avfuse.terminal import set_up_logging
 
-# Commands that keep nothing when they are stopped.
-_BEGIN_ANEW = ("audit", "predict", "report", "cache verify", "cache info", "cache diff", "cache export")
+# Commands that keep nothing to go on from when they are stopped.
+_BEGIN_ANEW = (
+    "audit",
+    "predict",
+    "report",
+    "checkpoint import",
+    "cache ls",
+    "cache info",
+    "cache diff",
+    "cache verify",
+    "cache gc",
+    "cache export",
+)
 _BY_SIGNAL = (128 + signal.SIGINT, 128 + signal.SIGTERM)
 
 
@@ -68,18 +80,28 @@ def main() -> NoReturn:
         sys.exit(EXIT_USAGE)
     except SystemExit as leaving:  # said here, where no progress is shown any more that could wipe it away
         if leaving.code in _BY_SIGNAL:
-            command = " ".join([word for word in sys.argv[1:] if word[:1] != "-"][:2])
-            begins_anew = command.startswith(_BEGIN_ANEW)
-            kept = "" if begins_anew else "; what was finished is kept, and the same command goes on from there"
-            click.echo(f"stopped{kept}", err=True)
+            click.echo(f"stopped{_tell_kept(sys.argv[1:])}", err=True)
         raise
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads any more: flush into nothing
         sys.exit(EXIT_MACHINE)
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""
-        _say_error(f"{place}{error.strerror or error}; what was finished is kept")
+        _say_error(f"{place}{error.strerror or error}{_tell_kept(sys.argv[1:])}")
         sys.exit(EXIT_MACHINE)
+
+
+def _tell_kept(words: Sequence[str]) -> str:
+    """Say what is kept of a command that did not come to its end, if anything is; its words are the command line's."""
+    command: click.Command = cli
+    path: list[str] = []
+    for word in words:  # what is no name of a command is an option of a group, or comes behind the command
+        if isinstance(command, click.Group) and word in command.commands:
+            command = command.commands[word]
+            path.append(word)
+    if not path or " ".join(path) in _BEGIN_ANEW:
+        return ""
+    return "; what was finished is kept, and the same command goes on from there"
 
 
 def _leave(number: int, frame: types.FrameType | None) -> NoReturn:

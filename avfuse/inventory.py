@@ -14,7 +14,16 @@ from typing import Any
 import numpy as np
 
 from avfuse import registry
-from avfuse.cache import FAILURES, FeatureCache, asking, features_folder, holds_recordings, no_features, open_store
+from avfuse.cache import (
+    FAILURES,
+    LOCAL_STORES,
+    FeatureCache,
+    asking,
+    features_folder,
+    holds_recordings,
+    no_features,
+    open_store,
+)
 from avfuse.cache_options import CacheInfoOptions, CacheListOptions
 from avfuse.cached import RECORDINGS, CachedRecording
 from avfuse.encoding import compression_of
@@ -24,7 +33,6 @@ from avfuse.sealed import read_attributes, read_sealed
 from avfuse.spec import FORMAT_VERSION
 from avfuse.stores import METADATA, Store, tells_nothing
 
-LOCAL_STORES = ("directory", "hdf5")
 _READS_AT_ONCE = 16
 
 

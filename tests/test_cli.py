@@ -1,4 +1,5 @@
 import dataclasses
+import errno
 import json
 import signal
 import subprocess
@@ -6,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -247,6 +249,83 @@ def test_what_a_newcomer_gets_wrong_is_said_in_one_line(
         assert err.startswith("Error: "), (what, err)
         assert err.count("\n") == 1, (what, err)
         assert words in err, (what, err)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "what"),
+    [
+        ("cache export s3://b/x.h5", "FILE"),
+        ("cache import s3://b/x.h5", "FILE"),
+        ("cache shrink --maps pooled --run s3://b/run", "--run"),
+        ("fuse-train --out s3://b/run", "--out"),
+        ("demo s3://b/demo", "ROOT"),
+        ("extract s3://b/videos", "ROOT"),
+        ("audit s3://b/videos", "ROOT"),
+        ("report s3://b/runs", "RUN..."),
+        ("report runs --out s3://b/table.md", "--out"),
+        ("predict runs --csv s3://b/table.csv", "--csv"),
+        ("predict runs --submission s3://b/folder", "--submission"),
+        ("checkpoint import s3://b/weights.pt", "FILE"),
+    ],
+)
+def test_an_address_is_refused_where_only_a_path_will_do(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: str, what: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    address = next(word for word in arguments.split() if "://" in word)
+    told = f"Error: Invalid value for '{what}': '{address}' is an address, and only a path of this machine can be given"
+    assert run(*arguments.split()) == (2, "", f"{told} here.\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_address_of_an_unknown_kind_is_refused(run: Run) -> None:
+    told = "Error: gs://b/home: there are no stores at gs://; give a path, or s3://...\n"
+    for command in ("fuse-train --cache", "cache ls", "cache verify", "cache info", "cache export x.h5 --cache"):
+        assert run(*command.split(), "gs://b/home") == (2, "", told)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "is_kept"),
+    [
+        ("extract report --cache cache", True),
+        ("-q demo predict", True),
+        ("fuse-train --cache cache", True),
+        ("cache import audit.h5", True),
+        ("cache shrink --maps pooled", True),
+        ("-v cache repair", True),
+        ("-q cache export import.h5 --cache demo", False),
+        ("cache -h gc", False),
+        ("cache gc", False),
+        ("cache ls extract", False),
+        ("cache info", False),
+        ("cache diff demo demo", False),
+        ("cache verify", False),
+        ("checkpoint import extract.pt", False),
+        ("audit demo", False),
+        ("predict demo", False),
+        ("report demo", False),
+        ("", False),
+    ],
+)
+def test_what_is_kept_of_a_command_that_ends_early_is_said_where_it_is_true(
+    run: Run, monkeypatch: pytest.MonkeyPatch, arguments: str, is_kept: bool
+) -> None:
+    kept = "; what was finished is kept, and the same command goes on from there" if is_kept else ""
+    endings = {
+        OSError(errno.EIO, "Input/output error", "file"): (1, f"Error: file: Input/output error{kept}\n"),
+        OSError("no more room"): (1, f"Error: no more room{kept}\n"),
+        SystemExit(128 + signal.SIGTERM): (143, f"stopped{kept}\n"),
+    }
+    for error, (code, told) in endings.items():
+        monkeypatch.setattr(cli, "main", _raising(error))
+        assert run(*arguments.split()) == (code, "", told)
+
+
+def _raising(error: BaseException) -> Callable[..., None]:
+    def fail(**_: Any) -> None:
+        raise error
+
+    return fail
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -288,7 +288,9 @@ def test_no_bucket_and_no_permission_are_said(bucket: str, s3_server: Server) ->
             act()
 
 
-def test_a_server_that_is_gone_or_silent_is_said(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_is_gone_or_silent_is_said(
+    bucket: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listening:
         url = f"http://127.0.0.1:{listening.getsockname()[1]}"
         monkeypatch.setenv("AWS_ENDPOINT_URL", url)
@@ -302,6 +304,9 @@ def test_a_server_that_is_gone_or_silent_is_said(bucket: str, monkeypatch: pytes
     for act in opened(f"{bucket}/home"):
         with pytest.raises(UsageError, match=rf"{url} cannot be reached \(Connection refused\)"):
             act()
+    for command, asked in {"ls": "/features", "info": "", "verify": "", "repair": ""}.items():
+        told = f"Error: {bucket}/home{asked} cannot be read: {url} cannot be reached (Connection refused)\n"
+        assert run(monkeypatch, capsys, "cache", command, f"{bucket}/home") == (2, told)
 
 
 def test_a_refusal_that_passes_is_no_refusal(bucket: str, s3_server: Server) -> None:

@@ -228,5 +228,9 @@ def test_what_can_only_be_read_says_so(tmp_path: Path, act: Callable[[Store], An
 
 
 def test_a_store_of_no_known_kind() -> None:
-    with pytest.raises(UsageError, match="unknown store 'gs'; known: directory, hdf5, s3"):
+    with pytest.raises(
+        UsageError, match=r"^gs://bucket/features: there are no stores at gs://; give a path, or s3://\.\.\.$"
+    ):
         open_store("gs://bucket/features")
+    with pytest.raises(UsageError, match="there are no stores at hdf5://"):  # a kind, but of no address
+        open_store("hdf5://bucket/features")

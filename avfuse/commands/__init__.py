@@ -49,6 +49,15 @@ class _Place(click.Path):
         return super().convert(place, param, ctx) if isinstance(place, Path) else place
 
 
+class _LocalPath(click.Path):
+    """A path of this machine; an address of a remote store would become a folder that is named like it."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if isinstance(value, str) and isinstance(parse_place(value), str):
+            self.fail(f"{value!r} is an address, and only a path of this machine can be given here.", param, ctx)
+        return super().convert(value, param, ctx)
+
+
 def knobs_of(options: type) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Return a decorator that adds one Click parameter per field of an options dataclass."""
 
@@ -92,7 +101,7 @@ def _click_type(field: dataclasses.Field[Any], hint: Any) -> Any:
     if field.metadata["choices"]:
         return click.Choice(field.metadata["choices"])
     if inner is Path:
-        return (_Place if str in typing.get_args(hint) else click.Path)(path_type=Path)
+        return (_Place if str in typing.get_args(hint) else _LocalPath)(path_type=Path)
     if inner in (int, float) and field.metadata["minimum"] is not None:
         return (click.IntRange if inner is int else _FiniteRange)(min=field.metadata["minimum"])
     return inner
