@@ -27,10 +27,28 @@ def call_head(head: FusionHead, batch: Batch, amp: str) -> Tensor:
     return trace_BTE
 
 
-def predict_clips(head: FusionHead, partition: WindowedPartition, amp: str, batch_size: int) -> npt.NDArray[np.float32]:
-    """Return the trace of every clip of a partition, (N, E), by the head in evaluation mode."""
+def predict_clips(
+    head: FusionHead,
+    partition: WindowedPartition,
+    amp: str,
+    batch_size: int,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> npt.NDArray[np.float32]:
+    """Return the trace of every clip of a partition, (N, E), by the head in evaluation mode.
+
+    ``on_progress(done, total)`` is called by windows; a GPU is not waited for.
+    """
     head.eval()
-    return partition.trace(lambda batch: call_head(head, batch, amp), batch_size)
+    num_done = 0
+
+    def trace(batch: Batch) -> Tensor:
+        nonlocal num_done
+        trace_BTE = call_head(head, batch, amp)
+        num_done += len(trace_BTE)
+        on_progress(num_done, len(partition.windows))
+        return trace_BTE
+
+    return partition.trace(trace, batch_size)
 
 
 def train_once(

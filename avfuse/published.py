@@ -22,12 +22,13 @@ from torch import Tensor
 from avfuse import checkpoint, registry, runs
 from avfuse.atomic import sweep
 from avfuse.cache import FeatureCache
-from avfuse.dataset import WindowedPartition
+from avfuse.dataset import WindowedPartition, find_residence
 from avfuse.device import choose_device
 from avfuse.fusion import FusionHead
 from avfuse.knobs import format_assignments
 from avfuse.options import ImportOptions, cache_home, local_home
-from avfuse.schema import Batch, Predictions, UsageError
+from avfuse.passes import predict_clips
+from avfuse.schema import Predictions, UsageError
 from avfuse.weights import check_state, file_digest, read_state
 
 TARGETS = ("valence", "arousal")
@@ -179,18 +180,17 @@ def _predict(
             f"{cache.path} holds features of shape {cache.spec.audio_shape} and {cache.spec.video_shape}; "
             f"the head takes {AUDIO_SHAPE} and {VIDEO_SHAPE}"
         )
-    device = next(head.parameters()).device
-    partition = WindowedPartition(cache, "validation", head.num_clips, SPACING)
-    num_done = 0
-
-    def trace(batch: Batch) -> Tensor:
-        nonlocal num_done
-        trace_BTE: Tensor = head(batch.audio_BTA.to(device), batch.video_BTCHW.to(device), batch.mask_BT.to(device))
-        num_done += len(trace_BTE)
-        on_progress(num_done, len(partition.windows))
-        return trace_BTE
-
-    return partition.predict(trace, options.batch_size)
+    device, recordings = next(head.parameters()).device, cache.recordings()
+    partition = WindowedPartition(
+        cache,
+        "validation",
+        head.num_clips,
+        SPACING,
+        resident=find_residence(recordings, "auto", device, {"validation": 1}),
+        device=device,
+        recordings=recordings,
+    )
+    return partition.predictions(predict_clips(head, partition, "off", options.batch_size, on_progress))
 
 
 def _refuse_another(run: Path, record: runs.RunRecord) -> None:

@@ -122,6 +122,10 @@ def test_predicting_is_in_evaluation_mode_and_in_the_precision_asked_for(tmp_pat
     trace_NE = predict_clips(head, partition, "off", 8)
     assert not head.training
     np.testing.assert_array_equal(trace_NE, predict_clips(head, partition, "off", 8))
+    told: list[tuple[int, int]] = []
+    predict_clips(head, partition, "off", 8, lambda *step: told.append(step))
+    num_windows = len(partition.windows)
+    assert told == [(min(done, num_windows), num_windows) for done in range(8, num_windows + 8, 8)]
     half_NE = predict_clips(head, partition, "bf16", 8)
     assert 0 < np.abs(half_NE - trace_NE).max() < 0.05  # bfloat16 has 8 bits of mantissa
     batch = partition.batch([0])
