@@ -58,7 +58,8 @@ class RecordingAgreement:
         None where they are equal, or do not compare, as `note` says. That of video is over the clips of all views that
         both have and that are not equal.
     note : str
-        What does not compare, and which views only one of them has; A is the first cache, B the second.
+        What does not compare, other rates of the clip grid, and views that only one of them has; A is the first cache,
+        B the second.
     """
 
     recording: str
@@ -142,7 +143,7 @@ def _compare_recordings(one: CachedRecording, other: CachedRecording) -> Recordi
     views = _find_other_views(one, other, differing)
     equal = tuple(name for name, is_equal in (("video", not views), ("audio", "audio" not in differing)) if is_equal)
     video = audio = None
-    notes = []
+    notes = [] if one.fps == other.fps else [f"{one.fps:g} and {other.fps:g} slots per second"]
     if one.num_clips != other.num_clips:
         notes.append(f"{one.num_clips} and {other.num_clips} clips")
     else:

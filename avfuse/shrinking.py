@@ -1,8 +1,8 @@
 """A cache made smaller: its maps pooled, turned into bytes, or compressed, recording by recording.
 
-What changes a value is another store, with another fingerprint, and the one that it was made from stays. Compression
-changes none: there a recording takes the place of the same recording, in one step. Everything that is read is compared
-with its digest on the way; what was stopped goes on where it was.
+What changes a value is another store, with another fingerprint, and the one that it was made from stays unless it is to
+be replaced. Compression changes none: within a store a recording takes the place of the same recording, in one step.
+Everything that is read is compared with its digest on the way; what was stopped goes on where it was.
 """
 
 from __future__ import annotations
@@ -328,6 +328,6 @@ def _replace(source: FeatureCache, target: FeatureCache, num_workers: int) -> No
     if found.damages:
         raise UsageError(
             f"{target.path} is not as it was written, so that {source.path} stays; see what is wrong with: "
-            "avfuse cache verify"
+            f"avfuse cache verify {target.path}"
         )
     source.store.remove("")

@@ -27,13 +27,19 @@ def features(seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def write(
-    cache: FeatureCache, name: str, video: np.ndarray, audio: np.ndarray, *views: np.ndarray, **source: Any
+    cache: FeatureCache,
+    name: str,
+    video: np.ndarray,
+    audio: np.ndarray,
+    *views: np.ndarray,
+    fps: float = 25.0,
+    **source: Any,
 ) -> None:
     values = {"partition": "train", "subject": name, "file": name, "sha256": "0" * 64, "annotation_sha256": None}
     with RecordingWriter(cache, name, Source(**{**values, **source})) as writer:
         writer.begin(len(video))
         writer.append(video, audio, *views)
-        writer.commit({"frame_time_s": np.arange(8) / 25}, fps=25.0)
+        writer.commit({"frame_time_s": np.arange(8) / 25}, fps=fps)
 
 
 def make(home: Path, compress: str = "none", **changes: Any) -> FeatureCache:
@@ -252,6 +258,13 @@ def test_only_another_subject_leaves_the_features_equal(tmp_path: Path) -> None:
         ["all of them", "equal", "", "equal", "", ""],
     ]
     assert last == "0 of 2 recordings in both are equal"
+
+
+def test_another_rate_alone_is_named(tmp_path: Path) -> None:
+    one, other = make(tmp_path / "one"), make(tmp_path / "other")
+    write(one, "a", *features(0))
+    write(other, "a", *features(0), fps=30.0)
+    assert shown(one, other)[0] == [["a", "equal", "", "equal", "", "25 and 30 slots per second"]]
 
 
 def test_where_no_recording_is_in_both_none_is_counted(tmp_path: Path) -> None:

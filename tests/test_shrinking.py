@@ -312,7 +312,9 @@ def test_the_larger_cache_goes_once_the_smaller_was_verified(tmp_path: Path) -> 
     chunk = Path(target.path, "recordings", "a", "video", "c", "0", "0", "0", "0")
     content = chunk.read_bytes()
     chunk.write_bytes(bytes([content[0] ^ 1]) + content[1:])
-    with pytest.raises(UsageError, match=r"is not as it was written, so that .* stays; see what is wrong"):
+    with pytest.raises(
+        UsageError, match=rf"is not as it was written, so that .* stays; see what is wrong with: .*{target.path}$"
+    ):
         shrink(cache, dtype="uint8", replace=True)
     assert is_sound(cache)
     chunk.write_bytes(content)

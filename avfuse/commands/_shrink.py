@@ -17,9 +17,9 @@ from avfuse.terminal import print_json, print_rows, show_count, show_size
 def shrink(as_json: bool, **knobs: Any) -> None:
     """Keep the maps in STORE as bytes, pooled or compressed.
 
-    Where values change, that is another store beside STORE, with another fingerprint. Compression changes none: there
-    the recordings are replaced, one by one, and nothing should be trained from them meanwhile. The same command again
-    does only what is missing.
+    Where values change, that is another store, beside STORE or in --out, with another fingerprint. Compression changes
+    none: without --out the recordings in STORE are replaced, one by one, and nothing should be trained from them
+    meanwhile. The same command again does only what is missing.
     """
     from avfuse.shrinking import shrink as run
 
