@@ -30,7 +30,7 @@ def write_atomically(path: Path, content: bytes) -> None:
     """Write a file aside, flush it to disk and rename it into place."""
     aside = path.with_name(f".{path.name}.{new_aside_name()}")
     try:
-        with aside.open("wb") as file:
+        with naming(path), aside.open("wb") as file:
             hold(file.fileno())
             file.write(content)
             file.flush()
@@ -38,6 +38,17 @@ def write_atomically(path: Path, content: bytes) -> None:
         aside.replace(path)
     finally:
         aside.unlink(missing_ok=True)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Let an error of the system that names no file, as that of a full disk, name this one."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        raise OSError(error.errno or errno.EIO, error.strerror or str(error), str(path)) from error
 
 
 def exchange(one: Path, other: Path) -> bool:
@@ -154,7 +165,8 @@ def flush(path: Path) -> None:
     """Flush one file or folder to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        with naming(path):
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
 

@@ -307,7 +307,8 @@ class FeatureCache:
         """Keep the reason why a recording could not be used."""
         aside = self.store.aside()
         aside.mkdir(parents=True)
-        (aside / METADATA).write_bytes(seal(asdict(failure)))
+        with atomic.naming(aside.parent):
+            (aside / METADATA).write_bytes(seal(asdict(failure)))
         self.clear_failure(failure.recording)
         self.store.put(aside, f"{FAILURES}/{folder_name(failure.recording)}")
 

@@ -270,7 +270,8 @@ def _import_recording(cache: FeatureCache, recording: CachedRecording) -> bool:
             raise FileNotFoundError(errno.ENOENT, told, str(aside))
         is_reencoded = files != recording.files
         attributes = {**recording.attributes, "files": files} if is_reencoded else recording.attributes
-        (aside / METADATA).write_bytes(seal(attributes))
+        with atomic.naming(aside.parent):
+            (aside / METADATA).write_bytes(seal(attributes))
         atomic.flush_tree(aside)
         if not cache.store.put(aside, recording.group):
             _is_there(cache, recording)  # another process put it there meanwhile: the same content, or it is refused
@@ -283,7 +284,9 @@ def _import_array(folder: Path, recording: CachedRecording, name: str) -> None:
     """Write an array as its metadata have it, and read again what was written."""
     folder.mkdir(parents=True)
     try:
-        (folder / METADATA).write_bytes(recording.store.read(f"{recording.group}/{name}/{METADATA}"))
+        content = recording.store.read(f"{recording.group}/{name}/{METADATA}")
+        with atomic.naming(folder.parents[1]):
+            (folder / METADATA).write_bytes(content)
         with zarr.config.set({"array.write_empty_chunks": True}):
             array = open_array(folder, mode="r+")
     except (ValueError, LookupError, TypeError, FileNotFoundError) as error:
@@ -297,7 +300,8 @@ def _import_array(folder: Path, recording: CachedRecording, name: str) -> None:
     digest, start = hashlib.sha256(), 0
     for values in _in_blocks(_chunks(recording, name), array.chunks[0]):
         end = start + len(values)
-        array[start:end] = values
+        with atomic.naming(folder.parents[1]):
+            array[start:end] = values
         digest.update(np.ascontiguousarray(array[start:end]).data)
         start = end
     if digest.hexdigest() != entry["sha256"]:
@@ -312,5 +316,6 @@ def _import_failure(cache: FeatureCache, given: Store, group: str) -> bool:
         return False
     aside = cache.store.aside()
     aside.mkdir(parents=True)
-    (aside / METADATA).write_bytes(content)
+    with atomic.naming(aside.parent):
+        (aside / METADATA).write_bytes(content)
     return cache.store.put(aside, group)

@@ -17,7 +17,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from avfuse.atomic import flush_tree, new_aside_name, remove_tree
+from avfuse.atomic import flush_tree, naming, new_aside_name, remove_tree
 from avfuse.schema import MAX_ROW_DIFFERENCE, MAX_ROW_DIFFERENCE_SHARE, Predictions, UsageError, row_tolerance
 
 log = logging.getLogger(__name__)
@@ -119,10 +119,12 @@ def write_submission(folder: Path, predictions: Sequence[Predictions], template:
         for name, lines in rows.items():
             file = aside / VIDEO_FOLDER / f"{name}.txt"
             file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text("\n".join((",".join(TARGETS), *lines, "")), encoding="utf-8")
+            with naming(folder):
+                file.write_text("\n".join((",".join(TARGETS), *lines, "")), encoding="utf-8")
         located = [f"{image},{rows[video][min(number, len(rows[video])) - 1]}" for image, video, number in images]
         text = "\n".join((",".join((IMAGE_COLUMN, *TARGETS)), *located, ""))
-        (aside / IMAGE_FILE).write_text(text, encoding="utf-8")
+        with naming(folder):
+            (aside / IMAGE_FILE).write_text(text, encoding="utf-8")
         flush_tree(aside)
         aside.replace(folder)
     finally:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
@@ -48,7 +49,8 @@ class RecordingWriter:
         self._arrays: dict[str, Any] = {}
         self._num_clips = self._num_came = 0
         try:
-            self._group = zarr.create_group(self._aside)
+            with self._naming():
+                self._group = zarr.create_group(self._aside)
         except BaseException:  # a signal may arrive before the with statement has begun
             atomic.remove_tree(self._aside)
             raise
@@ -66,10 +68,11 @@ class RecordingWriter:
         spec = self.cache.spec
         self._num_clips, self._as_stored = num_clips, as_stored
         kind = np.dtype(spec.storage["dtype"])
-        self._views = [
-            _ViewWriter(self._create(view_name(i), (num_clips, *spec.video_shape), kind))
-            for i in range(spec.views["count"])
-        ]
+        with self._naming():
+            self._views = [
+                _ViewWriter(self._create(view_name(i), (num_clips, *spec.video_shape), kind))
+                for i in range(spec.views["count"])
+            ]
         self._spools = []
         if kind == np.uint8 and not as_stored:
             self._halves.mkdir()
@@ -99,8 +102,9 @@ class RecordingWriter:
             raise RecordingError("feature_overflow", f"{self.name}: a feature is not finite; are the weights sound?")
         self._audio.append(audio_NA)
         takers: Sequence[_Spool | _ViewWriter] = self._spools or self._views
-        for taker, values_NCHW in zip(takers, maps, strict=True):
-            taker.append(values_NCHW)
+        with self._naming():
+            for taker, values_NCHW in zip(takers, maps, strict=True):
+                taker.append(values_NCHW)
 
     def commit(self, arrays: Mapping[str, npt.NDArray[Any]], fps: float) -> bool:
         """Write the other arrays, flush everything to disk and put the recording into the store.
@@ -114,6 +118,16 @@ class RecordingWriter:
         """
         if self._num_came != self._num_clips:
             raise ValueError(f"{self._num_came} clips came, {self._num_clips} were announced")
+        with self._naming():
+            self._complete(arrays, fps)
+        return self.cache.store.replace(self._aside, group_of(self.name))
+
+    def _naming(self) -> AbstractContextManager[None]:
+        """Let errors of writing name the folder in which the recording is written."""
+        return atomic.naming(self._aside.parent)
+
+    def _complete(self, arrays: Mapping[str, npt.NDArray[Any]], fps: float) -> None:
+        """Write what is not written yet, the metadata last, and flush it all to disk."""
         small = {"audio": np.concatenate(self._audio), **arrays, **self._quantise()}
         maps = {view_name(i): view.finish() for i, view in enumerate(self._views)}
         if self.cache.compress != "none":
@@ -133,7 +147,6 @@ class RecordingWriter:
         }
         (self._aside / METADATA).write_bytes(seal(attributes))
         atomic.flush_tree(self._aside)
-        return self.cache.store.replace(self._aside, group_of(self.name))
 
     def _shaped(self, values_NCHW: npt.NDArray[Any]) -> npt.NDArray[np.float16]:
         half_NCHW = values_NCHW.astype(np.float16)
@@ -239,7 +252,7 @@ class _Spool:
         self.lowest_C = np.minimum(self.lowest_C, half_NCHW.min(axis=(0, 2, 3)))
         self.highest_C = np.maximum(self.highest_C, half_NCHW.max(axis=(0, 2, 3)))
         with self._path.open("ab") as file:
-            half_NCHW.tofile(file)
+            file.write(np.ascontiguousarray(half_NCHW).data)  # numpy's own way does not say why it cannot write
 
     def read(self) -> npt.NDArray[np.float16]:
         """Return all of them, mapped."""

@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import resource
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
@@ -59,6 +60,17 @@ def logging_and_signals_kept() -> Iterator[None]:
             signal.signal(number, handler)
         root.setLevel(level)
         root.handlers[:] = before
+
+
+@contextlib.contextmanager
+def files_limited(num_bytes: int) -> Iterator[None]:
+    """Let no file grow beyond so many bytes: as on a full disk, what is written then fails and names no file."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 _no_flash = flash(-1)

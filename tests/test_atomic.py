@@ -12,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from conftest import files_limited
 
 from avfuse import atomic
 from avfuse.atomic import (
@@ -23,6 +24,7 @@ from avfuse.atomic import (
     hold,
     is_left_behind,
     is_of_dead_writer,
+    naming,
     new_aside_name,
     sweep,
     write_atomically,
@@ -87,6 +89,30 @@ def test_failed_write_keeps_the_old_file(step: str, tmp_path: Path, monkeypatch:
         write_atomically(path, b"second")
     assert path.read_bytes() == b"first"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_write_that_has_no_room_names_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "run.json"
+    write_atomically(path, b"first")
+    with files_limited(3), pytest.raises(OSError, match="File too large") as refusal:
+        write_atomically(path, b"second")
+    assert (refusal.value.errno, refusal.value.filename) == (errno.EFBIG, str(path))
+    assert path.read_bytes() == b"first"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_an_error_names_a_file_where_it_names_none() -> None:
+    cases = [
+        (OSError(errno.ENOSPC, "full"), (errno.ENOSPC, "full", "here")),
+        (OSError("Can't write data"), (errno.EIO, "Can't write data", "here")),
+        (PermissionError(errno.EACCES, "no", "there"), (errno.EACCES, "no", "there")),
+    ]
+    for error, (number, told, name) in cases:
+        with pytest.raises(type(error)) as refusal, naming(Path("here")):
+            raise error
+        assert (refusal.value.errno, refusal.value.strerror, refusal.value.filename) == (number, told, name)
+    with pytest.raises(ValueError, match="other"), naming(Path("here")):
+        raise ValueError("other")
 
 
 def test_content_is_on_disk_before_it_takes_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 import zarr
+from conftest import files_limited
 from toy import add_recording, left_aside, toy_spec
 
 from avfuse.cache import FeatureCache
 from avfuse.schema import Failure, RecordingError, UsageError
+from avfuse.sealed import read_sealed
 from avfuse.spec import CacheSpec, Source
 from avfuse.stores import directory
 from avfuse.writer import MAX_CHUNK_CLIPS, RecordingWriter
@@ -206,6 +208,20 @@ def test_a_store_without_its_root_is_damaged_and_one_under_another_name_is_refus
     store.path.rename(store.path.with_name(spec(precision="bf16").store_name))
     with pytest.raises(UsageError, match=r"was renamed, it holds features of .* \(precision: fp32 there, bf16 here\)"):
         FeatureCache.create(tmp_path, spec(precision="bf16"), {})
+
+
+def test_what_has_no_room_beside_a_store_is_named(store: FeatureCache) -> None:
+    beside = store.path.with_suffix(".tmp")
+    acts = {
+        lambda: store.record_failure(Failure("b", "unreadable", "")): str(beside),
+        lambda: store.store.write_metadata("recordings", b"longer than that"): str(store.path / "recordings/zarr.json"),
+    }
+    for act, place in acts.items():
+        with files_limited(10), pytest.raises(OSError, match="File too large") as refusal:
+            act()
+        assert refusal.value.filename == place
+    assert store.failures() == []
+    assert read_sealed(store.store.metadata("recordings")) == {}
 
 
 def test_a_folder_of_recordings_is_no_store(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 import pytest
-from conftest import logging_and_signals_kept
+from conftest import files_limited, logging_and_signals_kept
 from toy import add_recording, toy_spec
 
 from avfuse import commands
@@ -56,6 +56,12 @@ def test_a_table_goes_to_the_terminal_or_a_file(tmp_path: Path, capsys: pytest.C
     assert (tmp_path / "table.tex").read_text(encoding="utf-8") == latex
     write_table(TABLE, None, tmp_path / "table.md")
     assert "| second | 2 |" in (tmp_path / "table.md").read_text(encoding="utf-8")
+
+
+def test_a_table_without_room_names_its_file(tmp_path: Path) -> None:
+    with files_limited(10), pytest.raises(OSError, match="File too large") as refusal:
+        write_table(TABLE, "latex", tmp_path / "table.tex")
+    assert refusal.value.filename == str(tmp_path / "table.tex")
 
 
 @pytest.fixture

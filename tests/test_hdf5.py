@@ -1,9 +1,6 @@
 import errno
 import hashlib
-import resource
 import shutil
-import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import zarr
+from conftest import files_limited
 from toy import add_recording, left_aside, toy_spec
 
 from avfuse import atomic, checkpoint, hdf5, runs
@@ -376,21 +374,23 @@ def test_where_an_export_cannot_go(cache: FeatureCache, file: Path, tmp_path: Pa
     assert file.read_bytes() == content
 
 
-@pytest.fixture
-def small_disk() -> Iterator[None]:
-    """No file may grow beyond 100,000 bytes, as on a full disk."""
-    signals, (soft, hard) = signal.signal(signal.SIGXFSZ, signal.SIG_IGN), resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    signal.signal(signal.SIGXFSZ, signals)
-
-
-@pytest.mark.usefixtures("small_disk")
-def test_a_full_disk_leaves_nothing(cache: FeatureCache, tmp_path: Path) -> None:
-    with pytest.raises(OSError, match="File too large"):
+def test_a_full_disk_is_named_and_leaves_nothing(cache: FeatureCache, tmp_path: Path) -> None:
+    with files_limited(100_000), pytest.raises(OSError, match="File too large") as refusal:
         export(cache, tmp_path / "all.h5")
+    assert refusal.value.filename == str(tmp_path / "all.h5")
     assert [path.name for path in tmp_path.iterdir()] == ["home"]
+
+
+@pytest.mark.parametrize("limit", [900, 30_000])
+def test_an_import_without_room_is_named_and_goes_on(file: Path, tmp_path: Path, limit: int) -> None:
+    options = CacheImportOptions(file, tmp_path / "there")
+    cache = FeatureCache.create(tmp_path / "there", toy_spec(), {})
+    with files_limited(limit), pytest.raises(OSError, match="File too large") as refusal:
+        import_cache(options)
+    assert refusal.value.filename == str(Path(cache.path).with_suffix(".tmp"))
+    assert left_aside(cache.path) == []
+    assert import_cache(options).num_recordings == 4
+    assert_same_values(FeatureCache.open(file), cache)
 
 
 def test_what_a_killed_export_left_goes(cache: FeatureCache, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+from conftest import files_limited
 from toy import left_aside, toy_spec
 
 from avfuse import atomic, encoding
@@ -49,6 +50,24 @@ def make_cache(
     shape = SHAPE if maps == "whole" else (SHAPE[0], 1, 1)
     spec = toy_spec(storage={"dtype": dtype, "maps": maps}, views={"count": num_views}, video_shape=shape)
     return FeatureCache.create(home, spec, {}, compress)
+
+
+@pytest.mark.parametrize("limit", [100, 1000, 3000])
+@every_storage
+def test_a_disk_without_room_is_named_and_nothing_is_left(
+    tmp_path: Path, dtype: str, maps: str, compress: str, num_views: int, limit: int
+) -> None:
+    cache = make_cache(tmp_path, dtype, maps, compress, num_views)
+    *views, audio = features(200, num_views)
+    with files_limited(limit), pytest.raises(OSError, match="File too large") as refusal:  # noqa: SIM117
+        with RecordingWriter(cache, "a", SOURCE) as writer:
+            writer.begin(200)
+            writer.append(views[0], audio, *views[1:])
+            writer.commit({"target": np.zeros((200, 2), np.float32)}, 25.0)
+    place = Path(cache.path).with_suffix(".tmp")
+    assert refusal.value.filename == str(place)
+    assert left_aside(cache.path) == []
+    assert cache.names() == []
 
 
 def features(num_clips: int, num_views: int = 1, seed: int = 0) -> list[npt.NDArray[np.float32]]:

@@ -21,6 +21,7 @@ from typing import Any
 import click
 
 from avfuse import registry
+from avfuse.atomic import naming
 from avfuse.knobs import parse_place
 from avfuse.schema import ReportTable, UsageError
 from avfuse.terminal import print_table
@@ -122,5 +123,6 @@ def write_table(table: ReportTable, format: str | None, out: Path | None) -> Non
     if out is None:
         click.echo(text, nl=False)
     else:
-        out.write_text(text, encoding="utf-8")
+        with naming(out):
+            out.write_text(text, encoding="utf-8")
         click.echo(f"wrote {out}", err=True)

@@ -145,7 +145,8 @@ class DirectoryStore(Store):
         aside, target = self.aside(), self._place / group / METADATA
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
-            aside.write_bytes(content)
+            with atomic.naming(target):
+                aside.write_bytes(content)
             atomic.flush(aside)
             aside.replace(target)
         finally:

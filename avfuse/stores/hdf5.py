@@ -69,13 +69,19 @@ def new_file(path: Path) -> Iterator[tuple[Any, Callable[[], None]]]:
     Yield the `h5py.File`, and a function that raises the `OSError` of writing as soon as there is one.
     """
     aside = path.with_name(f".{path.name}.{atomic.new_aside_name()}")
+
+    def check() -> None:
+        with atomic.naming(path):
+            sink.check()
+
     try:
         with _Sink(aside) as sink:
             atomic.hold(sink.fileno())
             with h5py.File(sink, "w", **_LAYOUT) as out:
-                yield out, sink.check
-            sink.check()
-            os.fsync(sink.fileno())
+                yield out, check
+            check()
+            with atomic.naming(path):
+                os.fsync(sink.fileno())
         aside.replace(path)
         atomic.flush(path.parent)
     finally:
