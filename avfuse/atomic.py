@@ -96,14 +96,20 @@ def hold(descriptor: int) -> None:
 def announce(owner: object, folder: Path) -> None:
     """Let others see that this process works in a folder, by a note there that is locked while `owner` lives.
 
+    The folder is made if it is not there, and goes with the last note, if nothing else is left in it.
+
     Raises
     ------
     OSError
         If nothing can be written there.
     """
     while True:
+        folder.mkdir(parents=True, exist_ok=True)
         note = folder / new_aside_name()
-        descriptor = os.open(note, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o644)
+        try:
+            descriptor = os.open(note, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o644)
+        except FileNotFoundError:  # the folder went with somebody else's note
+            continue
         hold(descriptor)
         if note.exists():  # nobody has swept it before it was locked
             break
@@ -211,8 +217,13 @@ def _asking(path: Path, file: str | None) -> Iterator[bool]:
     if found is None or not is_ours or (found[0] and not path.is_file()) or _is_alive(int(found[1])):
         yield False
         return
+    try:
+        beside = list(path.parent.iterdir())
+    except FileNotFoundError:  # its writer has ended meanwhile, and the folder went too
+        yield False
+        return
     with ExitStack() as stack:
-        places = [place for place in path.parent.iterdir() if (_parse(place.name) or ("", ""))[1] == found[1]]
+        places = [place for place in beside if (_parse(place.name) or ("", ""))[1] == found[1]]
         yield all(_is_free(place, stack) for place in places)
 
 
@@ -237,11 +248,15 @@ def _is_free(path: Path, stack: ExitStack) -> bool:
 
 
 def _withdraw(note: Path, descriptor: int, process: int) -> None:
-    """Take a note away, unless it is that of the parent process."""
-    if process == os.getpid():
-        with suppress(OSError):
+    """Take a note away, and its folder if it is empty then, unless it is that of the parent process."""
+    is_ours = process == os.getpid()
+    with suppress(OSError):
+        if is_ours:
             note.unlink()
     os.close(descriptor)
+    with suppress(OSError):  # something is left in it, as a rule: others work there too
+        if is_ours:
+            note.parent.rmdir()
 
 
 def _is_alive(process: int) -> bool:

@@ -13,6 +13,7 @@ import re
 import shutil
 import stat
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,7 +78,7 @@ def find_leftovers(options: CacheCollectOptions) -> Leftovers:
         if name not in (None, path.stem):
             continue
         if path.suffix in _BESIDE and path.is_dir() and _is_of_store(path):
-            for inside in sorted(path.iterdir()):
+            for inside in _list(path):
                 if path.suffix == ".tmp":
                     is_dead = atomic.is_left_behind(inside)
                     why = "its writer has ended" if is_dead else "a writer is at it, or is of another machine"
@@ -203,8 +204,15 @@ def _trace(fingerprint: str, origins: Mapping[str, str | None]) -> set[str]:
 
 def _is_busy(store: Path) -> bool:
     """Whether something is being written beside a store, or may be by another machine."""
-    beside = store.with_suffix(".tmp")
-    return beside.is_dir() and not all(atomic.is_left_behind(path) for path in beside.iterdir())
+    return not all(atomic.is_left_behind(path) for path in _list(store.with_suffix(".tmp")))
+
+
+def _list(folder: Path) -> list[Path]:
+    """Return what lies in a folder, sorted; nothing, if it is gone, as that of the last writer is."""
+    try:
+        return sorted(folder.iterdir())
+    except FileNotFoundError:
+        return []
 
 
 def _leftover(path: Path, kind: str, reason: str) -> Leftover:
@@ -215,14 +223,17 @@ def _count_bytes(path: Path) -> int:
     """Return the bytes of a file, or of those in a folder; links count nothing and lead nowhere."""
     walked = () if path.is_symlink() else os.walk(path)
     places = [path, *(Path(folder, name) for folder, _, names in walked for name in names)]
-    found = [place.lstat() for place in places]
-    return sum(status.st_size for status in found if stat.S_ISREG(status.st_mode))
+    num_bytes = 0
+    for place in places:
+        with suppress(FileNotFoundError):  # its writer has taken it away meanwhile
+            status = place.lstat()
+            num_bytes += status.st_size if stat.S_ISREG(status.st_mode) else 0
+    return num_bytes
 
 
 def _remove_empty(path: Path, is_store: bool) -> None:
-    """Remove the folders beside a store that hold nothing any more; that of writers only once the store is gone."""
-    folders = [path.with_suffix(suffix) for suffix in _BESIDE] if is_store else [path.parent]
-    for folder in folders:
-        is_needed = folder.suffix == ".tmp" and folder.with_suffix(".zarr").exists()
-        if folder.suffix in _BESIDE and folder.is_dir() and not is_needed and not any(folder.iterdir()):
-            folder.rmdir()
+    """Remove the folders beside a store that hold nothing any more; a writer makes its own again."""
+    for folder in [path.with_suffix(suffix) for suffix in _BESIDE] if is_store else [path.parent]:
+        if folder.suffix in _BESIDE:
+            with suppress(OSError):  # something is left in it, or it is gone
+                folder.rmdir()

@@ -197,31 +197,62 @@ def test_a_writer_that_is_not_seen_is_alive_as_long_as_it_holds_its_note(
     assert sweep(tmp_path) == sorted([note.name, mine])
 
 
-def test_a_note_goes_with_its_owner(tmp_path: Path) -> None:
+def test_a_note_goes_with_its_owner_and_the_folder_with_the_last(tmp_path: Path) -> None:
+    one, other, folder = Owner(), Owner(), tmp_path / "deep" / "beside"
+    for owner in (one, other):
+        announce(owner, folder)
+    names = [path.name for path in folder.iterdir()]
+    assert all(name.startswith(f"{socket.gethostname()}-{os.getpid()}-") for name in names)
+    assert (len(names), sweep(folder)) == (2, [])
+    del one, owner
+    assert len(list(folder.iterdir())) == 1
+    (folder / "file").touch()
+    del other
+    assert [path.name for path in folder.iterdir()] == ["file"]
+    (folder / "file").unlink()
+    another = Owner()
+    announce(another, folder)
+    del another
+    assert list(tmp_path.iterdir()) == [tmp_path / "deep"]
+    assert list((tmp_path / "deep").iterdir()) == []
+
+
+def test_a_folder_that_goes_before_the_note_is_there_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, opened, open_file = tmp_path / "beside", [], os.open
+
+    def go_first(path: Path, *arguments: int) -> int:
+        if not opened:
+            folder.rmdir()  # as the last of the other writers does
+        opened.append(path)
+        return open_file(path, *arguments)
+
+    monkeypatch.setattr(os, "open", go_first)
     owner = Owner()
-    announce(owner, tmp_path)
-    (note,) = tmp_path.iterdir()
-    assert note.name.startswith(f"{socket.gethostname()}-{os.getpid()}-")
-    assert sweep(tmp_path) == []
-    del owner
-    assert not note.exists()
+    announce(owner, folder)
+    assert [len(opened), [*folder.iterdir()]] == [2, opened[1:]]
+    with pytest.raises(FileExistsError):  # no way to make it
+        (tmp_path / "link").symlink_to("nowhere")
+        announce(owner, tmp_path / "link")
 
 
 def test_a_note_that_was_swept_before_it_was_locked_is_left_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     held: list[int] = []
+    folder = tmp_path / "beside"
 
     def sweep_first(descriptor: int) -> None:
         if not held:
-            next(tmp_path.iterdir()).unlink()
+            next(folder.iterdir()).unlink()
         held.append(descriptor)
         hold(descriptor)
 
     monkeypatch.setattr(atomic, "hold", sweep_first)
     owner = Owner()
-    announce(owner, tmp_path)
-    assert (len(held), len(list(tmp_path.iterdir()))) == (2, 1)
+    announce(owner, folder)
+    assert (len(held), len(list(folder.iterdir()))) == (2, 1)
 
 
 def test_a_file_that_is_being_written_is_held(
@@ -242,10 +273,11 @@ def test_where_nothing_can_be_locked_the_process_must_do(
 
     monkeypatch.setattr(atomic.fcntl, "flock", refuse)
     owner, dead = Owner(), f"{socket.gethostname()}-{dead_process}-0a1b2c3d"
-    announce(owner, tmp_path)
-    (tmp_path / dead).touch()
-    assert sweep(tmp_path) == [dead]
-    assert len(list(tmp_path.iterdir())) == 1
+    folder = tmp_path / "beside"
+    announce(owner, folder)
+    (folder / dead).touch()
+    assert sweep(folder) == [dead]
+    assert len(list(folder.iterdir())) == 1
 
 
 def test_a_process_of_somebody_else_is_alive(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

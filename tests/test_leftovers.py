@@ -94,8 +94,7 @@ def test_what_was_set_aside_goes_with_its_folder(tmp_path: Path) -> None:
     found = found_in(tmp_path)
     assert [(item.path, item.kind, item.num_bytes) for item in found.found] == [(removal.place, "damaged", size)]
     assert remove_leftovers(found.found) == size
-    assert not store.with_suffix(".damaged").exists()
-    assert store.with_suffix(".tmp").exists()  # writers of the store need it
+    assert [path.name for path in (tmp_path / "features").iterdir()] == [store.name]
 
 
 def test_stores_of_an_older_format_go_and_newer_or_damaged_ones_stay(tmp_path: Path) -> None:
@@ -186,7 +185,7 @@ def test_a_store_that_is_being_written_stays(tmp_path: Path) -> None:
         os.utime(place, (1e9, 1e9))
     found = found_in(tmp_path, superseded=True)
     assert len(found.found) == 1
-    (old.with_suffix(".tmp") / new_aside_name()).mkdir()
+    (old.with_suffix(".tmp") / new_aside_name()).mkdir(parents=True)
     assert remove_leftovers(found.found) == 0  # a writer came after it was found
     assert old.exists()
     again = found_in(tmp_path, superseded=True)
@@ -196,8 +195,9 @@ def test_a_store_that_is_being_written_stays(tmp_path: Path) -> None:
 
 def test_what_a_writer_has_taken_up_since_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = make_store(tmp_path)
-    (store.with_suffix(".tmp") / DEAD).mkdir()
+    (store.with_suffix(".tmp") / DEAD).mkdir(parents=True)
     found = found_in(tmp_path).found
+    assert len(found) == 1
     monkeypatch.setattr(leftovers.atomic, "remove_left_behind", lambda path: False)
     assert remove_leftovers(found) == 0
     assert (store.with_suffix(".tmp") / DEAD).exists()
@@ -246,6 +246,24 @@ def test_one_store_is_looked_at_alone(tmp_path: Path) -> None:
     assert kinds(found_in(stores[0])) == here
 
 
+def test_what_goes_while_it_is_looked_at_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, alive = make_store(tmp_path), new_aside_name()
+    beside = store.with_suffix(".tmp")
+    (beside / alive).mkdir(parents=True)
+
+    def vanish(path: Path) -> bool:
+        shutil.rmtree(beside)
+        return is_left_behind(path)
+
+    is_left_behind = leftovers.atomic.is_left_behind
+    monkeypatch.setattr(leftovers.atomic, "is_left_behind", vanish)
+    found = found_in(tmp_path)
+    assert (found.found, [(item.path, item.num_bytes) for item in found.kept]) == ((), [(str(beside / alive), 0)])
+    beside.mkdir()
+    monkeypatch.setattr(leftovers, "_is_of_store", lambda path: path.rmdir() or True)
+    assert found_in(tmp_path).kept == ()
+
+
 def test_no_link_is_followed(tmp_path: Path) -> None:
     outside, home = tmp_path / "outside", tmp_path / "home"
     store = make_store(home)
@@ -268,7 +286,7 @@ def test_no_link_is_followed(tmp_path: Path) -> None:
     # The folder of features itself may be a link: it is what the user calls the cache.
     shutil.move(home / "features", outside / "moved")
     (home / "features").symlink_to(outside / "moved")
-    (store.with_suffix(".tmp") / DEAD).mkdir()
+    (store.with_suffix(".tmp") / DEAD).mkdir(parents=True)
     assert kinds(found_in(home)) == {DEAD: "unfinished"}
 
 

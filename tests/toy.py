@@ -86,7 +86,8 @@ def add_recording(
 def left_aside(store: Path | str) -> list[Path]:
     """Return what is being written beside a store, without the empty notes by which writers show that they live."""
     beside = Path(store).with_suffix(".tmp")
-    return [path for path in beside.iterdir() if path.is_dir() or path.stat().st_size]
+    found = beside.iterdir() if beside.exists() else ()  # it goes with the last of the notes
+    return [path for path in found if path.is_dir() or path.stat().st_size]
 
 
 def toy_cache(home: Path) -> FeatureCache:

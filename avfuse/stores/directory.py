@@ -96,10 +96,10 @@ class DirectoryStore(Store):
     def aside(self) -> Path:
         """Return a new place in the folder beside the store, on the same file system; from now on a note lies there."""
         folder = self._beside("tmp")
-        folder.mkdir(parents=True, exist_ok=True)
         if self._announced_by != os.getpid():
             atomic.announce(self, folder)
             self._announced_by = os.getpid()
+        folder.mkdir(exist_ok=True)  # should somebody have removed it with all that was in it
         return folder / atomic.new_aside_name()
 
     def prepare(self) -> list[str]:
