@@ -242,7 +242,7 @@ class FeatureCache:
     @property
     def home(self) -> Path:
         """The folder of `features` and `runs`: the one that holds the store, else the one of the user's choice."""
-        if isinstance(self.path, Path) and self.path.resolve().parent.name == "features":
+        if isinstance(self.path, Path) and self.path.resolve().parent.name == FEATURES:
             return self.path.resolve().parent.parent
         return local_home()
 

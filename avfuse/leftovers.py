@@ -69,7 +69,10 @@ def find_leftovers(options: CacheCollectOptions) -> Leftovers:
     """
     place = cache_home(options.place)
     if not isinstance(place, Path):
-        raise UsageError(f"{place} is on a server; this removes what lies in a folder of this machine")
+        raise UsageError(
+            f"{place} is on a server; this removes what lies in a folder of this machine, and docs/remote.md says what "
+            "to do there"
+        )
     features, name = _find_features(place)
     entries = sorted(path for path in features.resolve().iterdir() if not path.is_symlink())
     found: list[Leftover] = []

@@ -1,5 +1,7 @@
 """Caches on a server: nobody sees half of a recording, silence is no damage, training is that from a folder."""
 
+import os
+import re
 import shutil
 import socket
 import sys
@@ -260,6 +262,20 @@ def test_many_writers_at_once(store: S3Store, monkeypatch: pytest.MonkeyPatch) -
         thread.join()
     assert number_of(store, GROUP) in range(5)
     assert store.groups(RECORDINGS) == [GROUP]
+
+
+def test_what_is_set_aside_lies_where_the_page_says(store: S3Store, bucket: str) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "remote.md").read_text(encoding="utf-8")
+    (shown,) = re.findall(r"^    s3://bucket/lab(/.*<what>.*)$", page, re.MULTILINE)
+    store.put(write_group(store, 1), GROUP)
+    place = store.set_aside(GROUP)
+    parts = {"<data set>-<fingerprint>": toy_spec().store_name.removesuffix(".zarr"), "<what>": "new"}
+    parts |= {"<host>": socket.gethostname(), "<process>": str(os.getpid())}
+    for name, value in parts.items():
+        shown = shown.replace(name, value)
+    assert re.fullmatch(re.escape(f"{bucket}/home{shown}").replace("<random>", "[0-9a-f]{8}"), place)
+    assert "aws s3 rm --recursive s3://bucket/lab/features/<data set>-<fingerprint>.damaged/\n" in page
+    assert S3Store(place).files("").keys() == {METADATA, f"array/{METADATA}", "array/c/0"}
 
 
 # A server that says no, or nothing

@@ -15,7 +15,8 @@ from avfuse.terminal import counted, print_json, print_rows, show_count
 def repair(as_json: bool, **knobs: Any) -> None:
     """Set aside what is damaged in STORE, so that the next extract, or import, makes it anew, and nothing else.
 
-    Nothing is deleted: it then lies in a folder beside the store, which avfuse cache gc removes.
+    Nothing is deleted: it then lies in a folder beside the store, which avfuse cache gc removes; docs/remote.md says
+    how that is done on a server.
     """
     from avfuse.upkeep import repair as run
 
