@@ -328,6 +328,6 @@ def _replace(source: FeatureCache, target: FeatureCache, num_workers: int) -> No
     if found.damages:
         raise UsageError(
             f"{target.path} is not as it was written, so that {source.path} stays; see what is wrong with: "
-            f"avfuse cache verify {target.path}"
+            f"avfuse cache verify {target.store.quoted}"
         )
     source.store.remove("")

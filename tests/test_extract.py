@@ -500,7 +500,7 @@ def test_leaks_are_refused_unless_they_are_allowed(
     shutil.copy(root / "train" / "s4" / "a.mp4", root / "test" / "s5" / "b.mp4")
     probe = extract_module.media.probe
     monkeypatch.setattr(extract_module.media, "probe", lambda path: pytest.fail(f"{path} was opened"))
-    named = r"two partitions \(4\) .*subject s1 is in train \(.*subject s2 .*subject s3 .*and 1 more; mend"
+    named = r"two partitions \(4\) .*subject s1 is in train \(.*subject s2 .*subject s3 .*and 1 more; leave each"
     with pytest.raises(UsageError, match=named):
         extract(options(root))
     for folder in (root / "train", root / "validation"):
