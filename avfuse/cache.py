@@ -35,10 +35,7 @@ from avfuse.stores import METADATA, Store
 
 log = logging.getLogger(__name__)
 
-LOCAL_STORES = (
-    "directory",
-    "hdf5",
-)  # to which paths lead; to those of another kind, addresses that begin with its name
+LOCAL_STORES = ("directory", "hdf5")  # paths lead to these; to the others, addresses that begin with their name
 FAILURES = "failures"
 FEATURES = "features"  # the folder of the stores below a home
 
