@@ -63,12 +63,12 @@ def _print_costs(costs: Any) -> None:
                     target,
                     f"{before:.4f}",
                     f"{after:.4f}",
-                    f"{after - before:+.4f}",
+                    f"{after - before:+z.4f}",
                 )
             )
     for (head, target), found in changes.items():
         if len(found) > 1:
-            rows.append((f"mean of {len(found)}", head, target, "", "", f"{sum(found) / len(found):+.4f}"))
+            rows.append((f"mean of {len(found)}", head, target, "", "", f"{sum(found) / len(found):+z.4f}"))
     columns = ("run", "head", "target", "CCC before", "after", "difference")
     print_rows(columns, rows, "Validation CCC, nothing trained again")
 
