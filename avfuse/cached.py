@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from avfuse import atomic
-from avfuse.clips import ClipArray, digest_of
+from avfuse.clips import ChangedError, ClipArray, digest_of
 from avfuse.schema import UsageError
 from avfuse.sealed import read_sealed, seal
 from avfuse.spec import Source, folder_name
@@ -153,7 +153,7 @@ class CachedRecording:
                 digest.update(np.ascontiguousarray(values).data)
                 yield values
         except _UNREADABLE as error:
-            if tells_nothing(error):
+            if tells_nothing(error) or isinstance(error, ChangedError):
                 raise
             raise self._refusal(name, error) from error
         if self.arrays[name] != {"shape": [*clips.shape], "dtype": clips.dtype.name, "sha256": digest.hexdigest()}:

@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
+import mmap
+import os
+import weakref
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from avfuse.schema import UsageError
+
 PLAIN_CODECS = ("bytes", "crc32c")
 """Names of the codecs of a Zarr array whose chunk files are its memory, with a checksum behind."""
+
+
+class ChangedError(UsageError):
+    """What is read again is not what was read first, and compared with its digest."""
+
+    def __init__(self, place: Path | str) -> None:
+        super().__init__(f"{place} was changed while it was being used; run the same command again")
 
 
 class ClipArray:
@@ -23,7 +37,8 @@ class ClipArray:
     chunk_clips : int
         Clips per chunk; the last chunk may hold fewer.
     read : callable
-        Returns chunk number i with at least the clips that belong to it, (chunk_clips, ...).
+        Returns chunk number i with at least the clips that belong to it, (chunk_clips, ...); whenever it is called
+        again, the same values, or it raises `ChangedError`.
     is_mapped : bool
         Whether chunks are views of memory that the system pages in, so that holding many of them costs nothing.
     """
@@ -76,6 +91,38 @@ class ClipArray:
             run = min(count - done, -(-(self.chunk_clips - offset) // step))
             yield done, number, slice(offset, offset + (run - 1) * step + 1, step)
             done += run
+
+
+def map_file(file: Path, num_bytes: int) -> npt.NDArray[np.uint8]:
+    """Return the first bytes of a file, mapped to be read, without keeping the file open as `numpy.memmap` does.
+
+    A process may hold some 65,000 maps, but often no more than 1,024 open files.
+
+    Raises
+    ------
+    OSError
+        If it cannot be opened or mapped.
+    ValueError
+        If it is shorter.
+    """
+    library = ctypes.CDLL(None, use_errno=True)
+    library.mmap.restype = ctypes.c_void_p
+    library.mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long)
+    library.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
+    descriptor = os.open(file, os.O_RDONLY)
+    try:
+        if os.fstat(descriptor).st_size < num_bytes:  # beyond its end is no memory
+            raise ValueError(f"{file} has fewer than {num_bytes} bytes")
+        address = library.mmap(None, num_bytes, mmap.PROT_READ, mmap.MAP_SHARED, descriptor, 0)
+        if address == ctypes.c_void_p(-1).value:
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(file))
+    finally:
+        os.close(descriptor)
+    memory = (ctypes.c_ubyte * num_bytes).from_address(address)
+    weakref.finalize(memory, library.munmap, address, num_bytes).atexit = False  # threads may still be reading
+    values: npt.NDArray[np.uint8] = np.asarray(memory)
+    values.flags.writeable = False
+    return values
 
 
 def digest_of(values: npt.NDArray[Any]) -> str:

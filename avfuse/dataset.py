@@ -170,6 +170,10 @@ class WindowedPartition:
         """Share of each clip's frames that show the face."""
         return self._face_N[:-1]
 
+    def some_maps(self, recording: int, start: int, step: int, count: int) -> npt.NDArray[Any]:
+        """Return the maps of a recording's clips start, start + step, ..., (count, C, H, W), as stored; first view."""
+        return self._maps.some(recording, start, step, count)
+
     def rated_windows(self) -> list[int]:
         """Return the places of the windows in which at least one clip is rated."""
         is_rated_N = ~self._target_NE.cpu().isnan().all(dim=1)

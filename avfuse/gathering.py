@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
 from itertools import cycle
+from threading import Lock
 from typing import Any, TypeVar
 
 import numpy as np
@@ -91,12 +92,12 @@ class StreamedMaps:
         views = self._views = each_once(take, recordings)
         first = views[0][0]
         self._shape, self._dtype = first.shape[1:], getattr(torch, first.dtype.name)
-        chunk_bytes = max(1, first.num_bytes // max(1, first.num_chunks))
-        held = MAX_MAPPED_CHUNKS if first.is_mapped else max(2, MAX_DECODED_BYTES // chunk_bytes)
-        # It holds the views and not this object, so that what is kept goes with the object.
-        self._chunk: Callable[[int, int, int], npt.NDArray[Any]] = lru_cache(held)(
-            lambda recording, view, number: views[recording][view].chunk(number)
-        )
+
+        def read(recording: int, view: int, number: int) -> npt.NDArray[Any]:
+            return views[recording][view].chunk(number)
+
+        # They hold the views and not this object, so that what is kept goes with the object.
+        self._mapped, self._decoded = lru_cache(MAX_MAPPED_CHUNKS)(read), _Decoded(read, MAX_DECODED_BYTES)
 
     def gather_all(self, batches: Sequence[Sequence[tuple[Window, int]]], num_clips: int) -> Iterator[Tensor]:
         """Yield the maps (B, T, C, H, W) of batches of windows, each window with its view; padding is zero.
@@ -138,10 +139,21 @@ class StreamedMaps:
     def _fill(self, part: Sequence[tuple[Window, int]], maps_BTCHW: Tensor) -> None:
         """Copy the maps of windows out of their chunks, several clips at a time."""
         for row, (window, view) in zip(maps_BTCHW.numpy(), part, strict=True):
-            for at, number, clips in self._views[window.recording][view].runs(window.start, window.step, window.count):
-                values = self._chunk(window.recording, view, number)[clips]
+            for at, values in self._runs(window.recording, view, window.start, window.step, window.count):
                 row[at : at + len(values)] = values
             row[window.count :] = 0
+
+    def _runs(
+        self, recording: int, view: int, start: int, step: int, count: int
+    ) -> Iterator[tuple[int, npt.NDArray[Any]]]:
+        """Yield the maps of a recording's clips start, start + step, ... as `ClipArray.strided` does."""
+        clips = self._views[recording][view]
+        chunk = self._mapped if clips.is_mapped else self._decoded
+        return ((at, chunk(recording, view, number)[part]) for at, number, part in clips.runs(start, step, count))
+
+    def some(self, recording: int, start: int, step: int, count: int) -> npt.NDArray[Any]:
+        """Return maps of a recording's clips start, start + step, ..., (count, C, H, W), as stored; the first view."""
+        return np.concatenate([values for _, values in self._runs(recording, 0, start, step, count)])
 
 
 class ResidentMaps:
@@ -153,8 +165,8 @@ class ResidentMaps:
     def __init__(self, recordings: Sequence[CachedRecording], num_views: int, device: torch.device) -> None:
         first = recordings[0].video
         self._device, self._shape = device, first.shape[1:]
-        ends_R = np.cumsum([item.num_clips for item in recordings])
-        self._num_rows = int(ends_R[-1]) + 1  # the last is what padding is gathered from
+        *self._first_R, num_clips = np.cumsum([0, *(item.num_clips for item in recordings)]).tolist()
+        self._num_rows = num_clips + 1  # the last is what padding is gathered from
         dtype = getattr(torch, first.dtype.name)
         self._maps_NCHW = torch.empty(num_views * self._num_rows, *self._shape, dtype=dtype, device=device)
         self._maps_NCHW[self._num_rows - 1 :: self._num_rows] = 0
@@ -162,12 +174,18 @@ class ResidentMaps:
 
         def load(place: int) -> None:
             for view in range(num_views):
-                row = view * self._num_rows + int(ends_R[place]) - recordings[place].num_clips
+                row = view * self._num_rows + self._first_R[place]
                 for values in recordings[place].checked_chunks(view):
                     self._maps_NCHW[row : row + len(values)] = torch.from_numpy(np.array(values, order="C"))
                     row += len(values)
 
         each_once(load, range(len(recordings)))
+
+    def some(self, recording: int, start: int, step: int, count: int) -> npt.NDArray[Any]:
+        """Return maps as `StreamedMaps.some` does."""
+        first = self._first_R[recording] + start
+        maps_NCHW: npt.NDArray[Any] = self._maps_NCHW[first : first + count * step : step][:count].cpu().numpy()
+        return maps_NCHW
 
     def gather_all(self, batches: Iterable[tuple[Tensor, Tensor]]) -> Iterator[Tensor]:
         """Yield the maps (B, T, C, H, W) of batches of clips, given by their places among all, (B, T), and views, (B,).
@@ -185,6 +203,44 @@ class ResidentMaps:
                 maps_NCHW = self._maps_NCHW.index_select(0, rows_N)
             yield maps_NCHW.reshape(*index_BT.shape, *self._shape)
         self._spare = [buffer]
+
+
+class _Decoded:
+    """Chunks that `read` gives by a key: those asked for last stay, as many as fit in so many bytes.
+
+    Threads that ask for the same chunk at once wait for one of them to read it.
+    """
+
+    def __init__(self, read: Callable[[int, int, int], npt.NDArray[Any]], max_bytes: int) -> None:
+        self._read, self._max_bytes = read, max_bytes
+        self._held: dict[tuple[int, int, int], Future[npt.NDArray[Any]]] = {}  # in the order of use
+        self._num_bytes = 0
+        self._lock = Lock()
+
+    def __call__(self, recording: int, view: int, number: int) -> npt.NDArray[Any]:
+        key = recording, view, number
+        with self._lock:
+            known = self._held.pop(key, None)
+            pending = self._held[key] = known or Future()
+        if known is None:
+            self._fill(key, pending)
+        return pending.result()
+
+    def _fill(self, key: tuple[int, int, int], pending: Future[npt.NDArray[Any]]) -> None:
+        try:
+            values = self._read(*key)
+        except BaseException as error:
+            with self._lock:
+                del self._held[key]
+            pending.set_exception(error)
+            return
+        pending.set_result(values)
+        with self._lock:
+            self._num_bytes += values.nbytes
+            for oldest in [other for other, its in self._held.items() if its.done() and other != key]:
+                if self._num_bytes <= self._max_bytes:
+                    break
+                self._num_bytes -= self._held.pop(oldest).result().nbytes
 
 
 def each_once(act: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:

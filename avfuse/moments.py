@@ -9,6 +9,8 @@ from torch import Tensor
 from avfuse.dataset import WindowedPartition
 from avfuse.encoding import decode
 
+_BLOCK_CLIPS = 64
+
 
 def feature_moments(partition: WindowedPartition, max_clips: int = 20_000) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return mean and standard deviation over clips of audio, (A,) each, and of the face's map, (C, H, W) each.
@@ -22,11 +24,11 @@ def feature_moments(partition: WindowedPartition, max_clips: int = 20_000) -> tu
     audio_NA = torch.cat([audio_NA[::step] for audio_NA in audio_RNA])
     shape = partition.recordings[0].video.shape[1:]
     weight, total, squares = 0.0, torch.zeros(shape, dtype=torch.float64), torch.zeros(shape, dtype=torch.float64)
-    for item, face_N in zip(partition.recordings, face_RN, strict=True):
-        scale = item.scale()
-        for at, run in item.video.strided(0, step, -(-item.num_clips // step)):
-            share_N = face_N[::step][at : at + len(run)]
-            values_NCHW = decode(run, scale).double()
+    for place, (item, face_N) in enumerate(zip(partition.recordings, face_RN, strict=True)):
+        # Blocks are of one size whatever the chunks, so that the sums are the same.
+        for first, share_N in enumerate(torch.split(face_N[::step], _BLOCK_CLIPS)):
+            maps_NCHW = partition.some_maps(place, first * _BLOCK_CLIPS * step, step, len(share_N))
+            values_NCHW = decode(maps_NCHW, item.scale()).double()
             weight += float(share_N.sum())
             total += torch.tensordot(share_N, values_NCHW, dims=1)
             squares += torch.tensordot(share_N, values_NCHW.square_(), dims=1)

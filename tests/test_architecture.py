@@ -28,7 +28,7 @@ LAYERS = {
     "atomic": (0, 0),
     "paper": (0, 0),
     "sealed": (0, 0),
-    "clips": (0, 0),
+    "clips": (0, 1),
     "weights": (0, 1),
     "registry": (0, 1),
     "spec": (0, 1),

@@ -1,11 +1,14 @@
 """Maps of windows, gathered from files, decoded chunks, memory or a device: always what was written, or an error."""
 
 import gc
+import resource
 import time
 import weakref
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 
 import numpy as np
 import pytest
@@ -15,10 +18,12 @@ from toy import add_recording, toy_cache, toy_spec
 from avfuse import dataset, gathering, train
 from avfuse.cache import FeatureCache
 from avfuse.cache_options import CacheExportOptions
+from avfuse.clips import ChangedError
 from avfuse.dataset import WindowedPartition
 from avfuse.encoding import decode
 from avfuse.gathering import ahead, choose_residence, each_once
 from avfuse.hdf5 import export_cache
+from avfuse.moments import feature_moments
 from avfuse.options import TrainOptions
 from avfuse.schema import UsageError
 
@@ -292,21 +297,117 @@ def test_what_was_altered_after_it_was_opened_is_found(tmp_path: Path, resident:
         content[100] ^= 1
     with file.open("r+b") as out:  # in place: what is mapped shows it
         out.write(content)
-    with pytest.raises(UsageError, match="recordings/1/video_1 is damaged"):
+    found = "recordings/1/video_1 is damaged" if kind == "hdf5" else "recordings/1/video_1/c/0/0/0/0 was changed"
+    with pytest.raises(UsageError, match=found):
         WindowedPartition(store, "train", 16, 32, num_views=2, resident=resident, recordings=recordings)
 
 
-def test_values_come_from_what_was_compared_whatever_becomes_of_the_metadata(tmp_path: Path) -> None:
-    """A view that was opened is read as it was opened: its metadata are not asked twice, and so cannot disagree."""
-    store = stored_as("plain", tmp_path)
-    recordings = store.recordings()
-    dataset.find_residence(recordings, "auto", CPU, {"train": 1})
-    values = decode(recordings[0].array("video"), None).numpy()
-    file = Path(store.path, "recordings", "0", "video", "zarr.json")
-    file.write_bytes(file.read_bytes().replace(b'"float16"', b'"int16"  '))
-    partition = WindowedPartition(store, "train", 16, 32, recordings=recordings)
-    window = partition.windows[0]
-    assert window.recording == 0
-    np.testing.assert_array_equal(partition.batch([0]).video_BTCHW[0, : window.count].float(), values[window.clips])
-    with pytest.raises(UsageError, match="recordings/0/video is damaged"):
-        WindowedPartition(store, "train", 16, 32, recordings=store.recordings())
+@pytest.mark.parametrize("kind", ["plain", "compressed"])
+@pytest.mark.parametrize("resident", ["no", "ram", "device"])
+@pytest.mark.parametrize("is_removed", [False, True])
+def test_a_recording_that_is_replaced_while_it_is_used_never_gives_other_maps(
+    tmp_path: Path, resident: str, kind: str, is_removed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gathering, "MAX_MAPPED_CHUNKS", 1)
+    monkeypatch.setattr(gathering, "MAX_DECODED_BYTES", 1)
+    store = stored_as(kind, tmp_path)
+    partition = WindowedPartition(store, "train", 16, 32, resident=resident)
+    values = decoded(partition)
+    places = range(len(partition.windows))
+    store.remove("1")
+    if not is_removed:
+        add_recording(store, "1", "train", 41, seed=9)
+
+    def gather() -> None:
+        for found, batch in partition.batches(places, 3):
+            for row, place in enumerate(found):
+                window = partition.windows[place]
+                expected = values[window.recording][window.clips]
+                np.testing.assert_array_equal(batch.video_BTCHW[row, : window.count].float().numpy(), expected)
+
+    if resident == "no":
+        with pytest.raises(ChangedError, match="recordings/1/video/c/0/0/0/0 was changed while it was being used"):
+            gather()
+    else:
+        gather()
+
+
+def test_more_chunks_than_files_may_be_open_are_mapped(tmp_path: Path) -> None:
+    store = FeatureCache.create(tmp_path, toy_spec(), {})
+    for number in range(80):
+        add_recording(store, f"{number}", "train", 2, seed=number)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    num_open = len(list(Path("/proc/self/fd").iterdir()))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (num_open + 40, limits[1]))
+    try:
+        partition = WindowedPartition(store, "train", 2, 32)
+        batches = [batch.mask_BT.sum() for _, batch in partition.batches(range(len(partition.windows)), 4)]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert sum(batches) == 160
+
+
+@pytest.mark.parametrize("first", ["plain", "short"])
+def test_decoded_chunks_take_no_more_than_their_share_whatever_comes_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: str
+) -> None:
+    store = FeatureCache.create(tmp_path, toy_spec(), {}, "none" if first == "plain" else "zstd")
+    add_recording(store, "0", "train", 40 if first == "plain" else 2, seed=0)
+    store = FeatureCache(store.store, store.spec, "zstd")
+    for number in range(1, 6):
+        add_recording(store, f"{number}", "train", 40, seed=number)
+    chunk_bytes = store.recordings()[1].video.chunk(0).nbytes
+    monkeypatch.setattr(gathering, "MAX_DECODED_BYTES", 2 * chunk_bytes)
+    partition = WindowedPartition(store, "train", 16, 32)
+    maps = partition._maps
+    assert isinstance(maps, gathering.StreamedMaps)
+    for _ in partition.batches(range(len(partition.windows)), 3):
+        held = [future.result().nbytes for future in maps._decoded._held.values() if future.done()]
+        assert sum(held) <= 2 * chunk_bytes + 2 * chunk_bytes  # and what is being decoded
+    held = [future.result().nbytes for future in maps._decoded._held.values()]
+    assert 0 < sum(held) == maps._decoded._num_bytes <= 2 * chunk_bytes
+
+
+def test_threads_that_want_the_same_chunk_wait_for_one_of_them() -> None:
+    started, go_on, read = Event(), Event(), list[tuple[int, ...]]()
+
+    def slow(*key: int) -> np.ndarray:
+        read.append(key)
+        started.set()
+        assert go_on.wait(10)
+        if key[2] == 1:
+            raise OSError("gone")
+        return np.full(4, key[2])
+
+    chunks = gathering._Decoded(slow, 100)
+    with ThreadPoolExecutor(4) as executor:
+        for number in (0, 1):
+            started.clear()
+            go_on.clear()
+            pending = [executor.submit(chunks, 0, 0, number) for _ in range(4)]
+            assert started.wait(10)
+            go_on.set()
+            if number == 0:
+                assert [future.result().tolist() for future in pending] == [[0] * 4] * 4
+                assert read == [(0, 0, 0)]
+            else:
+                for future in pending:
+                    with pytest.raises(OSError, match="gone"):
+                        future.result()
+    assert list(chunks._held) == [(0, 0, 0)]  # what could not be read is asked for again
+
+
+@pytest.mark.parametrize("kind", ["plain", "compressed"])
+def test_moments_are_those_of_what_is_held_and_the_same_wherever(tmp_path: Path, kind: str) -> None:
+    store = stored_as(kind, tmp_path)
+    there = {resident: WindowedPartition(store, "train", 16, 32, resident=resident) for resident in ("no", "ram")}
+    there["device"] = WindowedPartition(store, "train", 16, 32, resident="device")
+    export_cache(CacheExportOptions(tmp_path / "cache.h5", store.path))
+    there["hdf5"] = WindowedPartition(FeatureCache.open(tmp_path / "cache.h5"), "train", 16, 32)
+    for max_clips in (1000, 30):
+        expected = feature_moments(there["no"], max_clips)
+        assert all(map(torch.equal, feature_moments(there["hdf5"], max_clips), expected))
+        (tmp_path / "features").rename(tmp_path / "away")  # which is not asked once more
+        for resident in ("ram", "device"):
+            assert all(map(torch.equal, feature_moments(there[resident], max_clips), expected))
+        (tmp_path / "away").rename(tmp_path / "features")

@@ -25,6 +25,7 @@ from toy import add_recording, toy_spec
 from avfuse import cli, registry
 from avfuse.cache import FAILURES, RECORDINGS, FeatureCache, open_store
 from avfuse.cached import group_of
+from avfuse.clips import ChangedError
 from avfuse.extract import extract
 from avfuse.schema import UsageError
 from avfuse.stores import METADATA
@@ -513,8 +514,19 @@ def test_a_chunk_that_is_lost_later_is_never_read_as_zeros(bucket: str) -> None:
     clips = store.clips(f"{group_of('one')}/video")
     assert clips.chunk(0).any()
     store._bucket.delete([store._key(group_of("one"), "video/c/0/0/0/0")])
-    with pytest.raises(FileNotFoundError, match="recordings/one/video/c/0/0/0/0"):
+    with pytest.raises(ChangedError, match="recordings/one/video was changed while it was being used"):
         clips.chunk(0)
+    with pytest.raises(FileNotFoundError, match="recordings/one/video/c/0/0/0/0"):
+        store.clips(f"{group_of('one')}/video").chunk(0)
+    store.set_aside(group_of("one"))
+    small_cache(f"{bucket}/home")
+    clips = store.clips(f"{group_of('one')}/video")
+    before = clips.chunk(0)
+    other = store._bucket.read(store._key(group_of("two"), "video/c/0/0/0/0"))
+    store._bucket.write(store._key(group_of("one"), "video/c/0/0/0/0"), other)
+    with pytest.raises(ChangedError, match="recordings/one/video was changed"):
+        clips.chunk(0)
+    assert before.any()
 
 
 # Extraction and training

@@ -7,6 +7,8 @@ import json
 import math
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from avfuse import atomic
-from avfuse.clips import PLAIN_CODECS, ClipArray
+from avfuse.clips import PLAIN_CODECS, ChangedError, ClipArray, map_file
 from avfuse.stores import METADATA, Store, open_array, tells_nothing
 
 _ALREADY_THERE = (errno.ENOTEMPTY, errno.EEXIST)
@@ -74,17 +76,24 @@ class DirectoryStore(Store):
         metadata = json.loads((folder / METADATA).read_bytes())
         shape: tuple[int, ...] = tuple(metadata["shape"])
         chunk_shape = tuple(metadata["chunk_grid"]["configuration"]["chunk_shape"])
+        inner = "/".join("0" for _ in shape[1:])
+        unchanged = _Unchanged()
         if tuple(codec["name"] for codec in metadata["codecs"]) != PLAIN_CODECS:
             array = open_array(folder, mode="r")
-            return ClipArray(
-                shape, array.dtype, chunk_shape[0], lambda i: np.asarray(array.get_block_selection(i)), is_mapped=False
-            )
+
+            def decode(number: int) -> npt.NDArray[Any]:
+                with unchanged.reading(folder / "c" / str(number) / inner):
+                    return np.asarray(array.get_block_selection(number))
+
+            return ClipArray(shape, array.dtype, chunk_shape[0], decode, is_mapped=False)
         dtype = np.dtype(metadata["data_type"]).newbyteorder("<")
-        inner = "/".join("0" for _ in shape[1:])
+        num_bytes = math.prod(chunk_shape) * dtype.itemsize
 
         def read(number: int) -> npt.NDArray[Any]:
             file = folder / "c" / str(number) / inner
-            return np.memmap(file, dtype, mode="r", shape=chunk_shape)
+            with unchanged.reading(file):
+                chunk: npt.NDArray[Any] = map_file(file, num_bytes).view(dtype).reshape(chunk_shape)
+            return chunk
 
         return ClipArray(shape, dtype, chunk_shape[0], read, is_mapped=math.prod(shape) > 0)
 
@@ -177,6 +186,33 @@ class DirectoryStore(Store):
     def _beside(self, suffix: str) -> Path:
         place = self._place
         return place.with_name(f"{place.name.removesuffix('.zarr')}.{suffix}")
+
+
+class _Unchanged:
+    """Sees to it that files that are read again are those that were read first, by length and time of change."""
+
+    def __init__(self) -> None:
+        self._known: dict[Path, tuple[int, int]] = {}
+
+    @contextmanager
+    def reading(self, file: Path) -> Iterator[None]:
+        """Raise `ChangedError` if a file is another than it was, before or after it is read."""
+        self._look(file)
+        try:
+            yield
+        finally:
+            self._look(file)
+
+    def _look(self, file: Path) -> None:
+        try:
+            status = file.stat()
+        except FileNotFoundError as error:
+            if file in self._known:
+                raise ChangedError(file) from error
+            raise
+        found = status.st_size, status.st_mtime_ns
+        if self._known.setdefault(file, found) != found:
+            raise ChangedError(file)
 
 
 def _raise_unless_gone(error: OSError) -> None:

@@ -25,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from avfuse import atomic
-from avfuse.clips import ClipArray
+from avfuse.clips import ChangedError, ClipArray, digest_of
 from avfuse.schema import UsageError
 from avfuse.stores import METADATA, Store
 from avfuse.stores._bucket import Bucket
@@ -107,9 +107,19 @@ class S3Store(Store):
     def clips(self, path: str) -> ClipArray:
         """Return an array whose chunks are fetched, and decoded through zarr, when they are asked for."""
         array = self._bucket.open_array(self._key(path))
+        known: dict[int, str] = {}
 
         def read(number: int) -> npt.NDArray[Any]:
-            return np.asarray(array.get_block_selection(number))
+            try:
+                values = np.asarray(array.get_block_selection(number))
+            except FileNotFoundError as error:
+                if number in known:
+                    raise ChangedError(f"{self.location}/{path}") from error
+                raise
+            digest = digest_of(values)
+            if known.setdefault(number, digest) != digest:
+                raise ChangedError(f"{self.location}/{path}")
+            return values
 
         return ClipArray(array.shape, array.dtype, array.chunks[0], read, is_mapped=False)
 
