@@ -210,6 +210,8 @@ def _look_into_npz(path: Path, inside: str, stack: ExitStack) -> _Found:
     with zipfile.ZipFile(path) as archive:
         if f"{inside}.npy" not in archive.namelist():
             raise MissingArrayError(f"it has no array '{inside}'; it has: {_shown(_list(path)[0])}")
+        if archive.namelist().count(f"{inside}.npy") > 1:
+            raise UsageError(f"it has several arrays '{inside}'; write it anew, with one")
         with archive.open(f"{inside}.npy") as stream:
             shape, dtype = _read_header(stream)
     return shape, dtype, _Member(path, f"{inside}.npy")

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 _HERE, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of renameat2
+_TRIES = 100
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -79,7 +80,7 @@ def new_aside_name() -> str:
 def remove_tree(folder: Path) -> None:
     """Remove a folder into which a thread of this process may still be writing, as after a signal."""
     quiet = 0
-    for _ in range(100):
+    for _ in range(_TRIES):
         quiet = 0 if folder.exists() else quiet + 1
         if quiet == 3:
             return
@@ -93,6 +94,22 @@ def hold(descriptor: int) -> None:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder, and those above it, that others may be making or removing at the same moment.
+
+    Raises
+    ------
+    OSError
+        If it cannot be made.
+    """
+    for _ in range(_TRIES):
+        with suppress(FileExistsError):  # there it was, and then it was gone; or it is a file
+            folder.mkdir(parents=True, exist_ok=True)
+            return
+        time.sleep(0.001)
+    folder.mkdir(parents=True, exist_ok=True)
+
+
 def announce(owner: object, folder: Path) -> None:
     """Let others see that this process works in a folder, by a note there that is locked while `owner` lives.
 
@@ -104,7 +121,7 @@ def announce(owner: object, folder: Path) -> None:
         If nothing can be written there.
     """
     while True:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         note = folder / new_aside_name()
         try:
             descriptor = os.open(note, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o644)

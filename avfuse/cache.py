@@ -18,8 +18,7 @@ from __future__ import annotations
 
 import json
 import logging
-import shlex
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path, PurePosixPath
@@ -31,7 +30,7 @@ from avfuse.options import local_home
 from avfuse.schema import Failure, UsageError
 from avfuse.sealed import read_attributes, read_sealed, seal
 from avfuse.spec import FORMAT_VERSION, CacheSpec, Source, folder_name, tell_differences
-from avfuse.stores import METADATA, Store
+from avfuse.stores import METADATA, Store, quote
 
 log = logging.getLogger(__name__)
 
@@ -108,8 +107,7 @@ def no_features(place: Path | str) -> UsageError:
     """
     stores = find_directly(place)
     if not stores:
-        quoted = shlex.quote(str(place))
-        return UsageError(f"{place} holds no features; make them with: avfuse extract ROOT --cache {quoted}")
+        return UsageError(f"{place} holds no features; make them with: avfuse extract ROOT --cache {quote(place)}")
     parent = place.parent if isinstance(place, Path) else place.rstrip("/").rpartition("/")[0]
     home = f"{parent}, or " if _is_named_features(place) else ""
     return UsageError(f"{place} is a folder of stores itself; give {home}one of: {', '.join(map(str, stores))}")
@@ -269,9 +267,13 @@ class FeatureCache:
         chosen = [item for item in found if partition in (None, item.source.partition)]
         return sorted(chosen, key=lambda item: item.name)
 
-    def digest(self, partitions: Collection[str]) -> str:
-        """Return a digest of what the recordings of some partitions hold, in whatever store and compression."""
-        held = [item for item in self.recordings() if item.source.partition in partitions]
+    def digest(self, partitions: Collection[str], recordings: Sequence[CachedRecording] | None = None) -> str:
+        """Return a digest of what the recordings of some partitions hold, in whatever store and compression.
+
+        `recordings` are those of the store, where they are known.
+        """
+        known = self.recordings() if recordings is None else recordings
+        held = [item for item in known if item.source.partition in partitions]
         return atomic.digest_json({item.name: item.digest for item in held})
 
     def names(self) -> list[str]:
@@ -353,11 +355,13 @@ def _make_root(store: Store, spec: CacheSpec, provenance: Mapping[str, Any]) -> 
     attributes = {"spec": asdict(spec), "fingerprint": spec.fingerprint, "provenance": dict(provenance)}
     plain = json.loads(json.dumps(attributes))
     aside = store.aside()
-    for group, content in {"": seal(plain), RECORDINGS: seal({}), FAILURES: seal({})}.items():
-        (aside / group).mkdir(parents=True)
-        (aside / group / METADATA).write_bytes(content)
-    atomic.flush_tree(aside)
-    if not store.put(aside, ""):
+    try:
+        for group, content in {"": seal(plain), RECORDINGS: seal({}), FAILURES: seal({})}.items():
+            (aside / group).mkdir(parents=True)
+            (aside / group / METADATA).write_bytes(content)
+        atomic.flush_tree(aside)
+        is_ours = store.put(aside, "")
+    finally:
         atomic.remove_tree(aside)
-        if store.metadata("") is None:  # what was repaired has its recordings, but no root
-            store.write_metadata("", seal(plain))
+    if not is_ours and store.metadata("") is None:  # what was repaired has its recordings, but no root
+        store.write_metadata("", seal(plain))

@@ -53,6 +53,7 @@ def read_runs(places: Sequence[Path], source: FeatureCache) -> list[tuple[Path, 
         If there is none in a place, or one is incomplete or was not trained on the features of this store.
     """
     found = [(place, runs.read_run(place)) for place in runs.find_runs(places)]
+    digest = source.digest(("train", "validation")) if found else ""
     for place, record in found:
         if not record.complete:
             raise UsageError(f"{place} is incomplete; finish it with: avfuse fuse-train")
@@ -62,7 +63,7 @@ def read_runs(places: Sequence[Path], source: FeatureCache) -> list[tuple[Path, 
                 f"{place} was trained on features {record.fingerprint or 'of others'}, not on those of {source.path}"
                 f"{f' ({told})' if told else ''}; give runs of that store"
             )
-        if record.features != source.digest(("train", "validation")):
+        if record.features != digest:
             log.warning("%s: recordings of %s have changed since it was trained", place, source.path)
     return found
 

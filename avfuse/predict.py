@@ -18,6 +18,7 @@ import torch
 from avfuse import runs
 from avfuse.atomic import write_atomically
 from avfuse.cache import FeatureCache
+from avfuse.cached import CachedRecording
 from avfuse.checkpoint import load_head
 from avfuse.dataset import WindowedPartition, find_residence
 from avfuse.device import choose_device
@@ -60,19 +61,20 @@ def predict(
     """
     template = _check_options(options)
     cache = FeatureCache.find(cache_home(options.cache))
-    places = runs.find_runs(options.runs)
-    records = [_check_run(place, cache, options.partition) for place in places]
+    places, recordings = runs.find_runs(options.runs), cache.recordings()
+    digest = cache.digest(("train", "validation"), recordings)
+    records = [_check_run(place, cache, digest, options.partition) for place in places]
     targets = records[0].targets
     if any(record.targets != targets for record in records):
         raise UsageError(f"the runs predict different targets: {_listed(record.targets for record in records)}")
     windows_s = seconds_by_target(options.smoothing, targets, default_s=0.0)
     if options.submission is not None:
-        names = [item.name for item in cache.recordings(options.partition)]
+        names = [item.name for item in recordings if item.source.partition == options.partition]
         check_submission(options.submission, targets, names, template)
     device = choose_device(options.device)
     traces = []
     for done, (place, record) in enumerate(zip(places, records, strict=True), start=1):
-        traces.append(_predict(place, record, cache, options, device))
+        traces.append(_predict(place, record, cache, recordings, options, device))
         on_progress(done, len(places))
     ranges = cache.spec.ranges or (None,) * len(targets)
     predictions = [_finish(items, ranges, list(windows_s.values())) for items in zip(*traces, strict=True)]
@@ -107,8 +109,8 @@ def _listed(targets: Iterable[tuple[str, ...]]) -> str:
     return "; ".join(dict.fromkeys(", ".join(names) for names in targets))
 
 
-def _check_run(place: Path, cache: FeatureCache, partition: str) -> runs.RunRecord:
-    """Return the record of a run that can predict this partition of this cache."""
+def _check_run(place: Path, cache: FeatureCache, digest: str, partition: str) -> runs.RunRecord:
+    """Return the record of a run that can predict this partition of this cache, of which this is the digest."""
     record = runs.read_run(place)
     if not record.complete:
         raise UsageError(f"{place} is incomplete; finish it with: avfuse fuse-train")
@@ -123,7 +125,7 @@ def _check_run(place: Path, cache: FeatureCache, partition: str) -> runs.RunReco
             f"{f' ({told})' if told else ''}; extract the recordings with the settings of its training, into the same "
             "store"
         )
-    if record.fingerprint and record.features != cache.digest(("train", "validation")):
+    if record.fingerprint and record.features != digest:
         log.warning("%s: training or validation recordings of %s have changed since it was trained", place, cache.path)
     if record.options.get("fold") and partition != "test":
         raise UsageError(
@@ -134,12 +136,16 @@ def _check_run(place: Path, cache: FeatureCache, partition: str) -> runs.RunReco
 
 
 def _predict(
-    place: Path, record: runs.RunRecord, cache: FeatureCache, options: PredictOptions, device: torch.device
+    place: Path,
+    record: runs.RunRecord,
+    cache: FeatureCache,
+    recordings: Sequence[CachedRecording],
+    options: PredictOptions,
+    device: torch.device,
 ) -> list[Predictions]:
     """Predict the partition with one run, on windows as in its validation."""
     head = load_head(place).to(device)
     spacing, overlap = int(record.options["spacing"]), int(record.options.get("overlap", 0))
-    recordings = cache.recordings()
     partition = WindowedPartition(
         cache,
         options.partition,

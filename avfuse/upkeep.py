@@ -106,12 +106,16 @@ def repair(
     return RepairSummary(
         store=store.location,
         num_damages=len(found.damages),
-        recordings=tuple(
-            item.recording for item in removals if item.recording and item.path.rpartition("/")[0] == RECORDINGS
-        ),
+        recordings=tuple(item.recording for item in removals if _is_a_recording(item)),
         removals=tuple(removals),
         needs_root=store.metadata("") is None,
     )
+
+
+def _is_a_recording(item: Removal) -> bool:
+    """Whether what was set aside is a recording, from where it belongs, and no copy of one."""
+    own = (group_of(item.recording), f"{RECORDINGS}/{item.recording}")  # the latter, where only the folder has a name
+    return bool(item.recording) and item.path in own
 
 
 def _tell_recordings(store: Store, missing: Sequence[str]) -> str:
@@ -137,13 +141,14 @@ def _find(place: Path | str | None) -> Store:
 
 
 def _prepare(store: Store, num_damages: int) -> None:
+    findings = f"{num_damages} finding{'' if num_damages == 1 else 's'}"
     if not store.is_writable:
-        told = f"{store.location} is damaged ({num_damages} findings), and as one file it is never changed"
+        told = f"{store.location} is damaged ({findings}), and as one file it is never changed"
         raise UsageError(f"{told}; {store.remedy}")
     try:
         store.prepare()
     except OSError as error:
-        told = f"{store.location} is damaged ({num_damages} findings), and nothing can be set aside there"
+        told = f"{store.location} is damaged ({findings}), and nothing can be set aside there"
         raise UsageError(f"{told}: {error.strerror or error}") from error
 
 
@@ -159,8 +164,7 @@ def _mend(store: Store, group: str, damages: list[Damage], fingerprint: str | No
     ]
     if is_damaged:
         metadata = f"{group}/{METADATA}" if group else METADATA
-        if store.metadata(group) is not None:
-            removals += _set_aside(store, metadata, "")
+        removals += _set_aside(store, metadata, "")
         if group:
             store.write_metadata(group, seal({}))
     return removals

@@ -26,7 +26,7 @@ from avfuse.stores import METADATA, Store, tells_nothing
 CONTAINERS = (RECORDINGS, FAILURES)
 MISSING, ALTERED, STRAY = "is missing", "holds other bytes than were written", "does not belong here"
 _OTHER_VALUES = "holds other values than were written"
-_TRIES = 3
+_TRIES, _PAUSE_S = 4, 0.5
 
 
 @dataclass(frozen=True)
@@ -222,9 +222,10 @@ def _find_strays(store: Store) -> list[Damage]:
 
 
 def look_at_group(store: Store, group: str, fingerprint: str | None) -> _Look:
-    """Look at a recording or a failure; once more, if it was replaced by a writer meanwhile."""
+    """Look at a recording or a failure; again, if something is wrong: a writer may be replacing it, or have done so."""
     look = _Look()
-    for _ in range(_TRIES):
+    for tried in range(_TRIES):
+        is_busy = tried > 0 and store.is_being_written(group)
         content = store.metadata(group)
         look_at = _look_at_recording if group.startswith(RECORDINGS) else _look_at_failure
         try:
@@ -237,8 +238,10 @@ def look_at_group(store: Store, group: str, fingerprint: str | None) -> _Look:
             return look
         if content is None and group not in store.groups(group.partition("/")[0]):
             return _Look()  # it was taken out of the store
-        if store.metadata(group) == content:
-            return look
+        if tried and not is_busy and store.metadata(group) == content:
+            return look  # found twice, of one content
+        if is_busy:
+            time.sleep(_PAUSE_S)
     return look
 
 

@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
+from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -336,3 +337,20 @@ def test_a_tree_goes_though_a_thread_still_writes_into_it(tmp_path: Path, monkey
     atomic.remove_tree(folder)
     assert len(calls) >= 4
     assert not folder.exists()
+
+
+def test_a_folder_is_made_though_another_goes_at_that_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, tries = Path.mkdir, count()
+
+    def mkdir(self: Path, *mode: int, **arguments: bool) -> None:
+        if next(tries) < 3:  # as if it had been there when it was made, and gone when it was looked at
+            raise FileExistsError(errno.EEXIST, "File exists", str(self))
+        real(self, *mode, **arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "mkdir", mkdir)
+        atomic.make_folder(tmp_path / "a" / "b")
+    assert (tmp_path / "a" / "b").is_dir()
+    (tmp_path / "file").touch()
+    with pytest.raises(FileExistsError, match="file"):
+        atomic.make_folder(tmp_path / "file")

@@ -1,5 +1,6 @@
 """Every store says the same of the same cache, and none shows half of what is put into it."""
 
+import errno
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +19,8 @@ from avfuse.hdf5 import export_cache
 from avfuse.schema import Failure, UsageError
 from avfuse.sealed import read_attributes, seal
 from avfuse.spec import folder_name
-from avfuse.stores import METADATA, Store
+from avfuse.stores import METADATA, Store, quote
+from avfuse.stores.directory import DirectoryStore
 from avfuse.stores.hdf5 import HDF5Store
 
 NAMES = ("plain", "a/b %c [x]~ü", "y" * 300)
@@ -234,3 +236,26 @@ def test_a_store_of_no_known_kind() -> None:
         open_store("gs://bucket/features")
     with pytest.raises(UsageError, match="there are no stores at hdf5://"):  # a kind, but of no address
         open_store("hdf5://bucket/features")
+
+
+def test_places_are_quoted_for_a_shell() -> None:
+    places = {"a/b": "a/b", "a b": "'a b'", "-dash": "./-dash", "-a b": "'./-a b'", "s3://b/x y": "'s3://b/x y'"}
+    assert {place: quote(place) for place in places} == places
+    assert DirectoryStore(Path("-x")).quoted == "./-x"
+
+
+def test_a_folder_that_may_not_be_read_is_no_empty_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "b.zarr").mkdir()
+    (tmp_path / "a.zarr").mkdir()
+    (tmp_path / "a.h5").touch()
+    assert DirectoryStore.find(tmp_path) == [tmp_path / "a.zarr", tmp_path / "b.zarr"]
+    assert HDF5Store.find(tmp_path) == [tmp_path / "a.h5"]
+    assert DirectoryStore.find(tmp_path / "nothing") == DirectoryStore.find(tmp_path / "a.h5") == []
+
+    def refuse(folder: Path) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(folder))
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    for kind in (DirectoryStore, HDF5Store):
+        with pytest.raises(PermissionError):
+            kind.find(tmp_path)

@@ -14,7 +14,7 @@ from conftest import beep, write_video
 from test_verification import BYTES, CASES, flip, make_store
 from toy import add_recording, left_aside, toy_spec
 
-from avfuse import registry
+from avfuse import atomic, registry
 from avfuse.cache import FeatureCache
 from avfuse.cache_options import CacheExportOptions, CacheRepairOptions, CacheVerifyOptions
 from avfuse.extract import ExtractSummary, extract
@@ -117,7 +117,7 @@ def test_a_store_that_cannot_be_written_to_says_so(path: Path, monkeypatch: pyte
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(DirectoryStore, "prepare", refuse)
-    message = r"\.zarr is damaged \(1 findings\), and nothing can be set aside there: Permission denied$"
+    message = r"\.zarr is damaged \(1 finding\), and nothing can be set aside there: Permission denied$"
     with pytest.raises(UsageError, match=message):
         mended(path)
 
@@ -335,3 +335,37 @@ def test_the_next_extraction_makes_anew_what_was_damaged_and_nothing_else(
     assert (again.num_extracted, again.num_present, len(again.failures)) == (2, 1, 1)
     assert files_of(store) == before
     assert checked(store).damages == ()
+
+
+def test_what_is_damaged_is_set_aside_though_the_folder_for_it_goes_meanwhile(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    damaged = path / "recordings" / "a"
+    flip(damaged / "zarr.json", 40)
+    real, made = atomic.make_folder, list[Path]()
+
+    def make_and_lose(folder: Path) -> None:
+        real(folder)
+        if folder.suffix == ".damaged" and not made:
+            folder.rmdir()  # as `gc` removes one that is empty
+            made.append(folder)
+
+    monkeypatch.setattr(atomic, "make_folder", make_and_lose)
+    assert mended(path).recordings == ("a",)
+    assert made
+    assert not damaged.exists()
+
+
+def test_a_copy_of_a_recording_is_none_to_be_made_anew(path: Path) -> None:
+    shutil.copytree(path / "recordings" / "a", path / "recordings" / "copy")
+    summary = mended(path)
+    assert (summary.recordings, [item.path for item in summary.removals]) == ((), ["recordings/copy"])
+    assert checked(path).damages == ()
+
+
+def test_metadata_that_are_a_folder_are_set_aside(path: Path) -> None:
+    (path / "zarr.json").unlink()
+    (path / "zarr.json").mkdir()
+    summary = mended(path)
+    assert ([item.path for item in summary.removals], summary.needs_root) == (["zarr.json"], True)
+    assert not (path / "zarr.json").exists()

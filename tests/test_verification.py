@@ -15,8 +15,8 @@ import numcodecs
 import pytest
 from toy import add_recording, toy_spec
 
-from avfuse import atomic
-from avfuse.cache import FeatureCache
+from avfuse import atomic, verification
+from avfuse.cache import FeatureCache, open_store
 from avfuse.cache_options import CacheRepairOptions
 from avfuse.cached import CachedRecording
 from avfuse.schema import Failure, UsageError
@@ -24,7 +24,7 @@ from avfuse.sealed import read_sealed, seal
 from avfuse.stores import Store
 from avfuse.stores.directory import DirectoryStore
 from avfuse.upkeep import repair
-from avfuse.verification import Verification, verify_store
+from avfuse.verification import Damage, Verification, verify_store
 
 SCRIPT = Path(__file__).parents[1] / "tools" / "damage_cache.py"
 
@@ -374,3 +374,29 @@ def test_the_script_notices_what_is_missed(tool: ModuleType, tmp_path: Path, mon
     assert counts.total() == 60
     assert sum(count for (_, how), count in counts.items() if how == "MISSED") == 60
     assert any("another view 0 of recordings" in line for line in said)
+
+
+def test_what_is_wrong_only_while_a_writer_is_at_it_is_no_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Replaced by one of the same content, a recording shows half of it, though the metadata stay the same."""
+    store = open_store(make_store(tmp_path))
+    real, looks = verification._look_at_recording, list[str]()
+
+    def look(store: Store, group: str, *known: Any) -> verification._Look:
+        looks.append(group)
+        if looks.count(group) in damaged:
+            return verification._Look(damages=[Damage(group, message="is missing")])
+        return real(store, group, *known)
+
+    monkeypatch.setattr(verification, "_look_at_recording", look)
+    monkeypatch.setattr(verification, "_PAUSE_S", 0.0)
+    damaged = {1}
+    assert verify_store(store).damages == ()
+    busy = iter([True, True, False] * 10)
+    monkeypatch.setattr(type(store), "is_being_written", lambda *_: next(busy))
+    damaged, looks[:] = {1, 2, 3}, []
+    assert verification.look_at_group(store, "recordings/a", None).damages == []
+    assert looks == ["recordings/a"] * 4
+    damaged, looks[:] = {1, 2, 3, 4}, []
+    assert len(verification.look_at_group(store, "recordings/a", None).damages) == 1

@@ -40,6 +40,28 @@ def tells_nothing(error: Exception) -> bool:
     return is_of_system or isinstance(error, ConnectionError)
 
 
+def list_folder(folder: Path) -> list[Path]:
+    """Return what is in a folder, sorted; nothing, if it is none.
+
+    Raises
+    ------
+    OSError
+        If nobody can tell, as where it may not be read.
+    """
+    try:
+        return sorted(folder.iterdir())
+    except OSError as error:
+        if tells_nothing(error):
+            raise
+        return []
+
+
+def quote(place: Path | str) -> str:
+    """Return a place as it is written in a command on a shell's line."""
+    text = str(place)
+    return shlex.quote(f"./{text}" if text.startswith("-") else text)
+
+
 _FILTERING = threading.Lock()
 
 
@@ -70,7 +92,7 @@ class Store(ABC):
     @property
     def quoted(self) -> str:
         """The location as a shell takes it, for the commands that a message gives."""
-        return shlex.quote(str(self.location))
+        return quote(self.location)
 
     @property
     def remedy(self) -> str:
@@ -129,6 +151,10 @@ class Store(ABC):
     def changed_s(self) -> float | None:
         """Return when the store was last changed, in seconds since 1970; None if it cannot be told."""
         return None
+
+    def is_being_written(self, group: str) -> bool:
+        """Whether a writer may be at a group, so that it shows unfinished; where groups come whole, it never does."""
+        return False
 
     def find_contradictions(self, group: str) -> list[str]:
         """Return, in words, what in a group is at odds with its metadata, beside values; "" is the root.

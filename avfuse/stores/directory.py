@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from avfuse import atomic
 from avfuse.clips import PLAIN_CODECS, ChangedError, ClipArray, map_file
-from avfuse.stores import METADATA, Store, open_array, tells_nothing
+from avfuse.stores import METADATA, Store, list_folder, open_array, tells_nothing
 
 _ALREADY_THERE = (errno.ENOTEMPTY, errno.EEXIST)
 
@@ -34,7 +34,7 @@ class DirectoryStore(Store):
     @classmethod
     def find(cls, folder: Path | str) -> list[Path | str]:
         """Return the folders ``*.zarr``, sorted."""
-        return sorted(path for path in Path(folder).glob("*.zarr") if path.is_dir())
+        return [path for path in list_folder(Path(folder)) if path.suffix == ".zarr" and path.is_dir()]
 
     def metadata(self, group: str) -> bytes | None:
         """Return the content of a group's zarr.json."""
@@ -108,7 +108,7 @@ class DirectoryStore(Store):
         if self._announced_by != os.getpid():
             atomic.announce(self, folder)
             self._announced_by = os.getpid()
-        folder.mkdir(exist_ok=True)  # should somebody have removed it with all that was in it
+        atomic.make_folder(folder)  # should somebody have removed it with all that was in it
         return folder / atomic.new_aside_name()
 
     def prepare(self) -> list[str]:
@@ -174,9 +174,16 @@ class DirectoryStore(Store):
     def set_aside(self, path: str) -> str:
         """Rename a folder or a file into the folder of what was damaged."""
         place = self._beside("damaged") / f"{Path(path).name}-{atomic.new_aside_name()}"
-        place.parent.mkdir(exist_ok=True)
-        (self.location / path).rename(place)
-        return str(place)
+        source = self.location / path
+        while True:
+            atomic.make_folder(place.parent)
+            try:
+                source.rename(place)
+            except FileNotFoundError:
+                if not os.path.lexists(source):
+                    raise  # else somebody has removed the folder, which was empty
+            else:
+                return str(place)
 
     @property
     def _place(self) -> Path:

@@ -27,7 +27,7 @@ from avfuse import atomic
 from avfuse.clips import ClipArray
 from avfuse.schema import UsageError
 from avfuse.sealed import read_attributes
-from avfuse.stores import METADATA, Store, tells_nothing
+from avfuse.stores import METADATA, Store, list_folder, tells_nothing
 
 SUFFIXES = (".h5", ".hdf5")
 _LAYOUT = {
@@ -139,7 +139,7 @@ class HDF5Store(Store):
     @classmethod
     def find(cls, folder: Path | str) -> list[Path | str]:
         """Return the files ``*.h5`` and ``*.hdf5``, sorted."""
-        return sorted(path for path in Path(folder).glob("*") if path.suffix in SUFFIXES)
+        return [path for path in list_folder(Path(folder)) if path.suffix in SUFFIXES]
 
     def metadata(self, group: str) -> bytes | None:
         """Return the attribute ``zarr.json`` of a group.
@@ -266,7 +266,7 @@ class HDF5Store(Store):
             return h5py.File(self.location, "r")
         except FileNotFoundError as error:
             raise UsageError(
-                f"{self.location} does not exist; make it with: avfuse cache export {self.location}"
+                f"{self.location} does not exist; make it with: avfuse cache export {self.quoted}"
             ) from error
         except OSError as error:
             if self.location.is_dir():

@@ -216,6 +216,10 @@ class S3Store(Store):
         found = each(self.metadata, noted, SHORT_AT_ONCE)
         return {group for group, content in zip(noted, found, strict=True) if content is None}
 
+    def is_being_written(self, group: str) -> bool:
+        """Whether somebody has left a note about the group."""
+        return bool(self._notes(group))
+
     def _notes(self, group: str) -> dict[str, list[str]]:
         """Return the keys of the notes about a group, and about those in it, by group."""
         found: dict[str, list[str]] = {}
