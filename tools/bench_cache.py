@@ -37,7 +37,7 @@ from avfuse.writer import RecordingWriter
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
-from machine import describe_machine
+from machine import describe_machine, positive
 from toy import FPS, HOP, toy_spec
 
 MAPS, AUDIO, TARGETS = (512, 7, 7), 512, 2
@@ -191,11 +191,11 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
 def main() -> None:
     """Print the table, or one object."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--recordings", type=int, default=8)
-    parser.add_argument("--clips", type=int, default=1000, help="clips of each recording")
-    parser.add_argument("--windows", type=int, default=2048, help="windows gathered per round, at most")
-    parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--recordings", type=positive, default=8)
+    parser.add_argument("--clips", type=positive, default=1000, help="clips of each recording")
+    parser.add_argument("--windows", type=positive, default=2048, help="windows gathered per round, at most")
+    parser.add_argument("--batch-size", type=positive, default=64)
+    parser.add_argument("--rounds", type=positive, default=7)
     parser.add_argument("--folder", type=Path, help="where the temporary files go")
     parser.add_argument("--json", action="store_true", help="print one object for other programs")
     arguments = parser.parse_args()

@@ -27,7 +27,7 @@ import avfuse  # noqa: F401  sets what must be set before torch is imported
 # isort: split
 import torch
 from bench_cache import NUM_CLIPS, SPACING, make_cache
-from machine import describe_machine
+from machine import describe_machine, positive
 
 from avfuse import checkpoint, media, registry
 from avfuse.dataset import WindowedPartition
@@ -37,7 +37,7 @@ from avfuse.faces import CROP_PX
 from avfuse.moments import feature_moments
 from avfuse.options import TrainOptions
 from avfuse.passes import train_once
-from avfuse.schema import Batch, ReportTable
+from avfuse.schema import Batch, ReportTable, UsageError
 from avfuse.terminal import print_json, print_table
 
 ENCODED_AT_ONCE = 8  # clips per forward pass, as avfuse extract has it
@@ -190,11 +190,11 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
 def main() -> None:
     """Print the table, or one object."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--recordings", type=int, default=4)
-    parser.add_argument("--clips", type=int, default=256, help="clips of each recording")
+    parser.add_argument("--recordings", type=positive, default=4)
+    parser.add_argument("--clips", type=positive, default=256, help="clips of each recording")
     parser.add_argument("--head", action="append", help="a fusion head; may be given several times")
-    parser.add_argument("--batch-size", type=int, default=32, help="windows per step, as training has it")
-    parser.add_argument("--epochs", type=int, default=5, help="epochs from the cache, of which the median counts")
+    parser.add_argument("--batch-size", type=positive, default=32, help="windows per step, as training has it")
+    parser.add_argument("--epochs", type=positive, default=5, help="epochs from the cache, of which the median counts")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--resident", choices=("no", "ram", "device"), default="no")
     parser.add_argument("--two-heads", action="store_true", help="also time two heads in two threads of this process")
@@ -203,7 +203,10 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print one object for other programs")
     arguments = parser.parse_args()
     arguments.head = arguments.head or ["recursive_joint_attention"]
-    found = measure(arguments)
+    try:
+        found = measure(arguments)
+    except UsageError as error:
+        parser.error(str(error))
     if arguments.json:
         print_json(found)
         return

@@ -28,6 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
 import torch
 import transcription
+from machine import positive
 from torch import Tensor, nn
 
 TARGETS = ("valence", "arousal")
@@ -189,13 +190,6 @@ def time_head(
     num_parameters = sum(parameter.numel() for parameter in head.parameters())
     options = ", ".join(f"{key}={value}" for key, value in arguments.items())
     return name, options, f"{num_parameters:,}", f"{fp32_s:.4g}", f"{bf16_s:.4g}"
-
-
-def positive(text: str) -> int:
-    """Return the whole number that a text stands for; ArgumentTypeError if it stands for none from 1."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is given; allowed are whole numbers from 1")
-    return int(text)
 
 
 def main() -> int:

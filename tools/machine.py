@@ -1,7 +1,8 @@
-"""What a figure was measured on: processor, cores, graphics card and versions."""
+"""What the benchmarks share: what a figure was measured on, and numbers on their command lines."""
 
 from __future__ import annotations
 
+import argparse
 import os
 import platform
 from importlib.metadata import version
@@ -23,3 +24,10 @@ def describe_machine(packages: tuple[str, ...] = ("torch", "numpy", "zarr")) -> 
     cards = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())] or ["no GPU"]
     versions = ", ".join(f"{name} {version(name)}" for name in packages)
     return f"{model}, {cores} cores, {', '.join(cards)}; Python {platform.python_version()}, {versions}"
+
+
+def positive(text: str) -> int:
+    """Return the whole number that a text stands for; ArgumentTypeError if it stands for none from 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is given; allowed are whole numbers from 1")
+    return int(text)
