@@ -130,9 +130,23 @@ def _git(folder: Path, *arguments: str) -> str:
         return ""
 
 
+def make_folder(run: Path) -> None:
+    """Make the folder of a run.
+
+    Raises
+    ------
+    UsageError
+        If it cannot be made.
+    """
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"{run} cannot be made ({error.strerror or error}); name another folder with --out") from error
+
+
 def write_run(run: Path, record: RunRecord) -> None:
     """Write `run.json`, making the folder where needed."""
-    run.mkdir(parents=True, exist_ok=True)
+    make_folder(run)
     text = json.dumps(plain_values(dataclasses.asdict(record)), indent=2, sort_keys=True)
     write_atomically(run / RUN_FILE, text.encode() + b"\n")
 

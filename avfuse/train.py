@@ -169,7 +169,7 @@ def train(
     for record, place in zip(records, places, strict=True):
         if not runs.is_complete(place, record):
             data = data or _load_data(options, cache)
-            place.mkdir(parents=True, exist_ok=True)
+            runs.make_folder(place)
             with locked(place), _deterministic(data.device):
                 if not runs.is_complete(place, record):  # another process may have trained it meanwhile
                     run = _Run(place, _going_on(place, record), arguments, options, data, on_progress)

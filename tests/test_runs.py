@@ -234,3 +234,11 @@ def test_damaged_predictions_are_refused(keep: int, tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(UsageError, match=r"predictions\.npz is damaged .*; remove .* and train it again"):
         runs.read_predictions(tmp_path)
+
+
+def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match=r"file/seed-0 cannot be made \(Not a directory\); name .* --out"):
+        runs.make_folder(tmp_path / "file" / "seed-0")
+    runs.make_folder(tmp_path / "a" / "seed-0")
+    assert (tmp_path / "a" / "seed-0").is_dir()
