@@ -103,7 +103,7 @@ def make_folder(folder: Path) -> None:
         If it cannot be made.
     """
     for _ in range(_TRIES):
-        with suppress(FileExistsError):  # there it was, and then it was gone; or it is a file
+        with suppress(FileExistsError, FileNotFoundError):  # there it was, and then it was gone; or it is a file
             folder.mkdir(parents=True, exist_ok=True)
             return
         time.sleep(0.001)

@@ -257,6 +257,9 @@ class FeatureCache:
         """
         surveyed = self.store.survey(RECORDINGS)
         found = [CachedRecording(self.store, group, known) for group, known in surveyed.items()]
+        # One that shows half of it may have been replaced, or taken away, while they were listed.
+        found = [item if item.is_whole else CachedRecording(self.store, item.group) for item in found]
+        found = [item for item in found if item.is_whole or item.group in self.store.groups(RECORDINGS)]
         for item in found:
             if not item.is_whole:
                 raise UsageError(f"{item.path} is damaged; {self.store.remedy}")

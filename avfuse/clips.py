@@ -8,6 +8,7 @@ import mmap
 import os
 import weakref
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -105,10 +106,7 @@ def map_file(file: Path, num_bytes: int) -> npt.NDArray[np.uint8]:
     ValueError
         If it is shorter.
     """
-    library = ctypes.CDLL(None, use_errno=True)
-    library.mmap.restype = ctypes.c_void_p
-    library.mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long)
-    library.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
+    library = _library()
     descriptor = os.open(file, os.O_RDONLY)
     try:
         if os.fstat(descriptor).st_size < num_bytes:  # beyond its end is no memory
@@ -120,9 +118,17 @@ def map_file(file: Path, num_bytes: int) -> npt.NDArray[np.uint8]:
         os.close(descriptor)
     memory = (ctypes.c_ubyte * num_bytes).from_address(address)
     weakref.finalize(memory, library.munmap, address, num_bytes).atexit = False  # threads may still be reading
-    values: npt.NDArray[np.uint8] = np.asarray(memory)
-    values.flags.writeable = False
-    return values
+    return np.frombuffer(memoryview(memory).toreadonly(), np.uint8)
+
+
+@cache
+def _library() -> ctypes.CDLL:
+    """Return the C library, with the types of the functions that map files."""
+    library = ctypes.CDLL(None, use_errno=True)
+    library.mmap.restype = ctypes.c_void_p
+    library.mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long)
+    library.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
+    return library
 
 
 def digest_of(values: npt.NDArray[Any]) -> str:

@@ -153,6 +153,8 @@ class StreamedMaps:
 
     def some(self, recording: int, start: int, step: int, count: int) -> npt.NDArray[Any]:
         """Return maps of a recording's clips start, start + step, ..., (count, C, H, W), as stored; the first view."""
+        if not count:
+            return np.empty((0, *self._shape), self._views[recording][0].dtype)
         return np.concatenate([values for _, values in self._runs(recording, 0, start, step, count)])
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
+from urllib.parse import unquote
 
 from avfuse.cache import locate, open_store
 from avfuse.cache_options import CacheRepairOptions, CacheVerifyOptions
@@ -16,7 +17,7 @@ from avfuse.options import cache_home
 from avfuse.schema import UsageError
 from avfuse.sealed import read_attributes, seal
 from avfuse.stores import METADATA, Store
-from avfuse.verification import CONTAINERS, Damage, Verification, look_at_group, verify_store
+from avfuse.verification import CONTAINERS, Damage, Verification, find_strays_between, look_at_group, verify_store
 
 log = logging.getLogger(__name__)
 
@@ -106,16 +107,21 @@ def repair(
     return RepairSummary(
         store=store.location,
         num_damages=len(found.damages),
-        recordings=tuple(item.recording for item in removals if _is_a_recording(item)),
+        recordings=tuple(_find_lost(store, removals)),
         removals=tuple(removals),
         needs_root=store.metadata("") is None,
     )
 
 
-def _is_a_recording(item: Removal) -> bool:
-    """Whether what was set aside is a recording, from where it belongs, and no copy of one."""
-    own = (group_of(item.recording), f"{RECORDINGS}/{item.recording}")  # the latter, where only the folder has a name
-    return bool(item.recording) and item.path in own
+def _find_lost(store: Store, removals: Sequence[Removal]) -> list[str]:
+    """Return the recordings that were set aside and that the store does not hold any more: of a copy it does."""
+    names = []
+    for item in removals:
+        parent, _, key = item.path.rpartition("/")
+        if parent == RECORDINGS and item.recording:
+            plain = unquote(key)  # the name, where only that of the folder is known
+            names.append(plain if item.recording == key and group_of(plain) == item.path else item.recording)
+    return [name for name in dict.fromkeys(names) if store.metadata(group_of(name)) is None]
 
 
 def _tell_recordings(store: Store, missing: Sequence[str]) -> str:
@@ -159,9 +165,11 @@ def _mend(store: Store, group: str, damages: list[Damage], fingerprint: str | No
         if not look_at_group(store, group, fingerprint).damages:
             return []  # a writer has replaced it meanwhile
         return _set_aside(store, group, damages[0].recording)
-    removals = [
-        removal for damage in damages if damage.is_stray for removal in _set_aside(store, damage.path, damage.recording)
-    ]
+    strays = [damage for damage in damages if damage.is_stray]
+    if group in CONTAINERS:
+        still = find_strays_between(store, group, [damage.file for damage in strays])
+        strays = [damage for damage in strays if damage.file in still]
+    removals = [removal for damage in strays for removal in _set_aside(store, damage.path, damage.recording)]
     if is_damaged:
         metadata = f"{group}/{METADATA}" if group else METADATA
         removals += _set_aside(store, metadata, "")

@@ -209,8 +209,15 @@ def _look_at_container(store: Store, group: str) -> tuple[list[str], list[Damage
     damages += _look_at_metadata(group, "", content)
     if read_sealed(content):
         damages.append(Damage(group, file=METADATA, message=ALTERED))
-    strays = {*members} - {path.rpartition("/")[2] for path in groups}
-    return groups, damages + [Damage(group, file=name, message=STRAY, is_stray=True) for name in sorted(strays)]
+    strays = find_strays_between(store, group, {*members} - {path.rpartition("/")[2] for path in groups})
+    return groups, damages + [Damage(group, file=name, message=STRAY, is_stray=True) for name in strays]
+
+
+def find_strays_between(store: Store, group: str, names: Collection[str]) -> list[str]:
+    """Return which of what lies in a container is no group, and none that a writer is bringing or has brought since."""
+    apart = [name for name in names if not store.is_being_written(f"{group}/{name}")]
+    here = store.groups(group) if apart else []
+    return sorted(name for name in apart if f"{group}/{name}" not in here)
 
 
 def _find_strays(store: Store) -> list[Damage]:
@@ -223,7 +230,7 @@ def _find_strays(store: Store) -> list[Damage]:
 
 def look_at_group(store: Store, group: str, fingerprint: str | None) -> _Look:
     """Look at a recording or a failure; again, if something is wrong: a writer may be replacing it, or have done so."""
-    look = _Look()
+    look, is_busy = _Look(), False
     for tried in range(_TRIES):
         is_busy = tried > 0 and store.is_being_written(group)
         content = store.metadata(group)
@@ -242,7 +249,7 @@ def look_at_group(store: Store, group: str, fingerprint: str | None) -> _Look:
             return look  # found twice, of one content
         if is_busy:
             time.sleep(_PAUSE_S)
-    return look
+    return look if is_busy else _Look()  # replaced again and again: nobody can tell now
 
 
 def _look_at_recording(store: Store, group: str, content: bytes | None, fingerprint: str | None) -> _Look:

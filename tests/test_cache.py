@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import zarr
 from conftest import files_limited
-from toy import add_recording, left_aside, toy_spec
+from toy import add_recording, left_aside, toy_cache, toy_spec
 
 from avfuse.cache import FeatureCache
 from avfuse.schema import Failure, RecordingError, UsageError
@@ -444,3 +444,23 @@ def test_a_store_is_called_by_its_fingerprint(store: FeatureCache, tmp_path: Pat
     assert store.name == f"tiny-{fingerprint}"
     moved = Path(store.path).rename(tmp_path / "elsewhere.zarr")
     assert FeatureCache.open(moved).name == f"elsewhere-{fingerprint}"
+
+
+def test_a_recording_that_is_replaced_while_it_is_listed_is_not_called_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = toy_cache(tmp_path)
+    names = [item.name for item in store.recordings()]
+    survey = type(store.store).survey
+
+    def half(self: directory.DirectoryStore, parent: str) -> dict[str, Any]:
+        found = survey(self, parent)
+        first, second = list(found)[:2]
+        return {**found, first: (found[first][0], {}), second: found[first]}
+
+    monkeypatch.setattr(type(store.store), "survey", half)
+    assert [item.name for item in store.recordings()] == names
+    monkeypatch.setattr(
+        type(store.store), "survey", lambda self, parent: {**survey(self, parent), "recordings/x": (None, {})}
+    )
+    assert [item.name for item in store.recordings()] == names

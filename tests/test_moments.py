@@ -3,7 +3,9 @@
 from pathlib import Path
 
 import numpy as np
-from toy import toy_cache
+import pytest
+import torch
+from toy import add_recording, toy_cache
 
 from avfuse.dataset import WindowedPartition
 from avfuse.moments import feature_moments
@@ -23,3 +25,12 @@ def test_moments_weigh_maps_by_the_share_of_frames_with_a_face(tmp_path: Path) -
     # A sample of the clips gives about the same: within the spread of a mean of some 50 clips.
     sampled = feature_moments(partition, max_clips=60)
     np.testing.assert_allclose(sampled[2].numpy(), mean, atol=0.5)
+
+
+@pytest.mark.parametrize("resident", ["no", "ram", "device"])
+def test_a_recording_without_clips_counts_nothing(tmp_path: Path, resident: str) -> None:
+    store = toy_cache(tmp_path)
+    expected = feature_moments(WindowedPartition(store, "train", 16, 32))
+    add_recording(store, "nothing", "train", 0, seed=5)
+    found = feature_moments(WindowedPartition(store, "train", 16, 32, resident=resident))
+    assert all(map(torch.equal, found, expected))

@@ -198,7 +198,7 @@ def test_a_store_on_a_server_is_verified_and_mended(bucket: str, tmp_path: Path)
     }
     assert {item.path: item.message for item in checked(cache.path).damages} == expected
     summary = mended(cache.path)
-    assert summary.recordings == ("a", "b%2Fc")
+    assert summary.recordings == ("a", "b/c")
     assert all(removal.place.startswith(f"{bucket}/home/features/toy-") for removal in summary.removals)
     assert checked(cache.path).damages == ()
     left = {path: content for path, content in before.items() if path.split("/")[1:2] not in (["a"], ["b%2Fc"])}
@@ -369,3 +369,44 @@ def test_metadata_that_are_a_folder_are_set_aside(path: Path) -> None:
     summary = mended(path)
     assert ([item.path for item in summary.removals], summary.needs_root) == (["zarr.json"], True)
     assert not (path / "zarr.json").exists()
+
+
+def test_a_recording_that_comes_while_its_folder_is_listed_stays(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the listing of all that lies there and that of the recordings."""
+    whole = path.with_suffix(".away")
+    (path / "recordings" / "a").rename(whole)
+    real, came = DirectoryStore.groups, list[str]()
+
+    def list_early(store: DirectoryStore, parent: str) -> list[str]:
+        found = real(store, parent)
+        if parent == "recordings" and not came:
+            came.append(parent)
+            whole.rename(path / "recordings" / "a")
+        return found
+
+    real_members = DirectoryStore.members
+    monkeypatch.setattr(DirectoryStore, "groups", list_early)
+    monkeypatch.setattr(
+        DirectoryStore,
+        "members",
+        lambda store, group: [*real_members(store, group), *(["a"] if group == "recordings" else [])],
+    )
+    summary = mended(path)
+    assert came
+    assert (summary.num_damages, summary.removals) == (0, ())
+
+
+@pytest.mark.parametrize(("moves", "lost"), [({"a": "q"}, ["a"]), ({"a": "b%2Fc", "b%2Fc": "a"}, ["a", "b/c"])])
+def test_recordings_in_the_place_of_others_are_to_be_made_anew(
+    path: Path, moves: dict[str, str], lost: list[str]
+) -> None:
+    for source in moves:
+        (path / "recordings" / source).rename(path / f"{source}.moving")
+    for source, target in moves.items():
+        (path / f"{source}.moving").rename(path / "recordings" / target)
+    assert sorted(mended(path).recordings) == lost
+
+
+def test_a_recording_without_readable_metadata_is_named_by_its_folder(path: Path) -> None:
+    (path / "recordings" / "b%2Fc" / "zarr.json").write_text("{}", encoding="utf-8")
+    assert mended(path).recordings == ("b/c",)

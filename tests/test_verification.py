@@ -7,6 +7,7 @@ import random
 import shutil
 import sys
 from collections.abc import Callable, Iterator
+from itertools import count
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -399,4 +400,19 @@ def test_what_is_wrong_only_while_a_writer_is_at_it_is_no_damage(
     assert verification.look_at_group(store, "recordings/a", None).damages == []
     assert looks == ["recordings/a"] * 4
     damaged, looks[:] = {1, 2, 3, 4}, []
+    assert len(verification.look_at_group(store, "recordings/a", None).damages) == 1
+
+
+def test_what_is_replaced_again_and_again_is_not_called_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store(make_store(tmp_path))
+    monkeypatch.setattr(
+        verification, "_look_at_recording", lambda *_: verification._Look(damages=[Damage("recordings/a")])
+    )
+    contents = count()
+    monkeypatch.setattr(type(store), "metadata", lambda *_: str(next(contents)).encode())
+    assert verification.look_at_group(store, "recordings/a", None).damages == []
+    monkeypatch.setattr(type(store), "is_being_written", lambda *_: True)  # by a note that nobody takes away
+    monkeypatch.setattr(verification, "_PAUSE_S", 0.0)
     assert len(verification.look_at_group(store, "recordings/a", None).damages) == 1
