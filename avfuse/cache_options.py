@@ -91,7 +91,9 @@ class CacheCollectOptions:
         argument="[PLACE]",
     )
     superseded: bool = knob(
-        False, "Also remove, of the stores of one data set made with other settings, all but the one changed last."
+        False,
+        "Also remove, of the stores of one data set made with other settings, those of which a later one holds every "
+        "recording.",
     )
 
 

@@ -26,6 +26,7 @@ from avfuse.options import cache_home
 from avfuse.schema import UsageError
 from avfuse.sealed import SEAL, read_attributes, read_sealed
 from avfuse.spec import FORMAT_VERSION, tell_differences
+from avfuse.stores import list_folder
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +82,7 @@ def find_leftovers(options: CacheCollectOptions) -> Leftovers:
         if name not in (None, path.stem):
             continue
         if path.suffix in _BESIDE and path.is_dir() and _is_of_store(path):
-            for inside in _list(path):
+            for inside in list_folder(path):
                 if path.suffix == ".tmp":
                     is_dead = atomic.is_left_behind(inside)
                     why = "its writer has ended" if is_dead else "a writer is at it, or is of another machine"
@@ -207,15 +208,7 @@ def _trace(fingerprint: str, origins: Mapping[str, str | None]) -> set[str]:
 
 def _is_busy(store: Path) -> bool:
     """Whether something is being written beside a store, or may be by another machine."""
-    return not all(atomic.is_left_behind(path) for path in _list(store.with_suffix(".tmp")))
-
-
-def _list(folder: Path) -> list[Path]:
-    """Return what lies in a folder, sorted; nothing, if it is gone, as that of the last writer is."""
-    try:
-        return sorted(folder.iterdir())
-    except FileNotFoundError:
-        return []
+    return not all(atomic.is_left_behind(path) for path in list_folder(store.with_suffix(".tmp")))
 
 
 def _leftover(path: Path, kind: str, reason: str) -> Leftover:

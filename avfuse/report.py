@@ -6,7 +6,6 @@ what the comparison of the rows does not support.
 """
 
 import logging
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from avfuse.comparison import Comparison, choose_rival, compare
 from avfuse.notes import BASELINE, moments, paper_targets
 from avfuse.options import ReportOptions
 from avfuse.paper import paper_ccc
+from avfuse.runs import common_folder
 from avfuse.schema import ReportTable
 from avfuse.scores import Row, score
 from avfuse.statistics import check_unit
@@ -44,7 +44,7 @@ def report(options: ReportOptions) -> ReportTable:
     """
     rows, num_incomplete = score(options.runs, options.protocol, options.smoothing, options.by)
     log.info("%d complete runs in %d rows", sum(len(row.runs) for row in rows), len(rows))
-    folder = _common_folder([place for row in rows for item in row.runs for place in item.places])
+    folder = common_folder([place for row in rows for item in row.runs for place in item.places])
     said = [*notes.scoring_notes(rows, options.metric, options.by), *notes.data_notes(rows, folder, num_incomplete)]
     record, rival = rows[0].record, choose_rival(rows, options.against, BASELINE)
     check_unit(options.resample)
@@ -73,11 +73,6 @@ def _title(options: ReportOptions, dataset: str) -> str:
 
 def _compares_with_paper(options: ReportOptions) -> bool:
     return "ccc" in options.metric
-
-
-def _common_folder(runs: Sequence[Path]) -> Path:
-    """Return the folder below which every run stands as ROW/SEED."""
-    return Path(os.path.commonpath([run.parent.parent for run in runs]))
 
 
 def _columns(options: ReportOptions, targets: Sequence[str]) -> tuple[str, ...]:

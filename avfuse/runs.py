@@ -14,6 +14,7 @@ Every file is written aside and renamed; `run.json` with ``"complete": true`` co
 import dataclasses
 import io
 import json
+import os
 import subprocess
 import zipfile
 import zlib
@@ -195,6 +196,11 @@ def is_complete(run: Path, record: RunRecord) -> bool:
             "give another --out or remove it"
         )
     return found.complete and all((run / name).is_file() for name in (HEAD_FILE, PREDICTIONS_FILE))
+
+
+def common_folder(runs: Iterable[Path]) -> Path:
+    """Return the folder below which every run stands as ROW/SEED."""
+    return Path(os.path.commonpath([run.parent.parent for run in runs]))
 
 
 def find_runs(places: Iterable[Path]) -> list[Path]:

@@ -230,9 +230,9 @@ def _find_strays(store: Store) -> list[Damage]:
 
 def look_at_group(store: Store, group: str, fingerprint: str | None) -> _Look:
     """Look at a recording or a failure; again, if something is wrong: a writer may be replacing it, or have done so."""
-    look, is_busy = _Look(), False
-    for tried in range(_TRIES):
-        is_busy = tried > 0 and store.is_being_written(group)
+    look, is_busy, seen = _Look(), False, list[bytes | None]()
+    for _ in range(_TRIES):
+        is_busy = bool(seen) and store.is_being_written(group)
         content = store.metadata(group)
         look_at = _look_at_recording if group.startswith(RECORDINGS) else _look_at_failure
         try:
@@ -245,8 +245,9 @@ def look_at_group(store: Store, group: str, fingerprint: str | None) -> _Look:
             return look
         if content is None and group not in store.groups(group.partition("/")[0]):
             return _Look()  # it was taken out of the store
-        if tried and not is_busy and store.metadata(group) == content:
+        if seen[-1:] == [content] and not is_busy and store.metadata(group) == content:
             return look  # found twice, of one content
+        seen.append(content)
         if is_busy:
             time.sleep(_PAUSE_S)
     return look if is_busy else _Look()  # replaced again and again: nobody can tell now

@@ -7,7 +7,6 @@ import random
 import shutil
 import sys
 from collections.abc import Callable, Iterator
-from itertools import count
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -410,9 +409,11 @@ def test_what_is_replaced_again_and_again_is_not_called_damaged(
     monkeypatch.setattr(
         verification, "_look_at_recording", lambda *_: verification._Look(damages=[Damage("recordings/a")])
     )
-    contents = count()
-    monkeypatch.setattr(type(store), "metadata", lambda *_: str(next(contents)).encode())
+    looks = list[None]()
+    monkeypatch.setattr(type(store), "metadata", lambda *_: str(len(looks)).encode())
+    monkeypatch.setattr(type(store), "is_being_written", lambda *_: looks.append(None))  # between one look and the next
     assert verification.look_at_group(store, "recordings/a", None).damages == []
+    assert len(looks) == verification._TRIES - 1
     monkeypatch.setattr(type(store), "is_being_written", lambda *_: True)  # by a note that nobody takes away
     monkeypatch.setattr(verification, "_PAUSE_S", 0.0)
     assert len(verification.look_at_group(store, "recordings/a", None).damages) == 1

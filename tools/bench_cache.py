@@ -37,7 +37,7 @@ from avfuse.writer import RecordingWriter
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
-from machine import describe_machine, positive
+from machine import describe_machine, positive, read_arguments
 from toy import FPS, HOP, toy_spec
 
 MAPS, AUDIO, TARGETS = (512, 7, 7), 512, 2
@@ -196,9 +196,7 @@ def main() -> None:
     parser.add_argument("--windows", type=positive, default=2048, help="windows gathered per round, at most")
     parser.add_argument("--batch-size", type=positive, default=64)
     parser.add_argument("--rounds", type=positive, default=7)
-    parser.add_argument("--folder", type=Path, help="where the temporary files go")
-    parser.add_argument("--json", action="store_true", help="print one object for other programs")
-    arguments = parser.parse_args()
+    arguments = read_arguments(parser)
     found = measure(arguments)
     if arguments.json:
         print_json(found)

@@ -27,7 +27,7 @@ import avfuse  # noqa: F401  sets what must be set before torch is imported
 # isort: split
 import torch
 from bench_cache import NUM_CLIPS, SPACING, make_cache
-from machine import describe_machine, positive
+from machine import describe_machine, positive, read_arguments
 
 from avfuse import checkpoint, media, registry
 from avfuse.dataset import WindowedPartition
@@ -199,9 +199,7 @@ def main() -> None:
     parser.add_argument("--resident", choices=("no", "ram", "device"), default="no")
     parser.add_argument("--two-heads", action="store_true", help="also time two heads in two threads of this process")
     parser.add_argument("--no-encoders", action="store_true", help="time the cache alone")
-    parser.add_argument("--folder", type=Path, help="where the temporary files go")
-    parser.add_argument("--json", action="store_true", help="print one object for other programs")
-    arguments = parser.parse_args()
+    arguments = read_arguments(parser)
     arguments.head = arguments.head or ["recursive_joint_attention"]
     try:
         found = measure(arguments)

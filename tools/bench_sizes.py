@@ -21,7 +21,7 @@ import avfuse  # noqa: F401  sets what must be set before torch is imported
 
 # isort: split
 import numpy as np
-from machine import describe_machine, positive
+from machine import describe_machine, positive, read_arguments
 
 from avfuse.cache import FeatureCache
 from avfuse.cache_options import CacheShrinkOptions
@@ -130,9 +130,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("store", type=Path, help="a feature store whose maps are halves, whole and in one view")
     parser.add_argument("--rounds", type=positive, default=5)
-    parser.add_argument("--folder", type=Path, help="where the temporary stores go")
-    parser.add_argument("--json", action="store_true", help="print one object for other programs")
-    arguments = parser.parse_args()
+    arguments = read_arguments(parser)
     found = measure(arguments)
     if arguments.json:
         print_json(found)

@@ -1,4 +1,4 @@
-"""What the benchmarks share: what a figure was measured on, and numbers on their command lines."""
+"""What the benchmarks share: what a figure was measured on, and what their command lines take."""
 
 from __future__ import annotations
 
@@ -31,3 +31,10 @@ def positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text} is given; allowed are whole numbers from 1")
     return int(text)
+
+
+def read_arguments(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """Add what every benchmark of the cache takes, and read the command line."""
+    parser.add_argument("--folder", type=Path, help="where the temporary files go")
+    parser.add_argument("--json", action="store_true", help="print one object for other programs")
+    return parser.parse_args()

@@ -1,6 +1,5 @@
 """``avfuse cache shrink``: a cache with smaller maps, and what they cost the heads that were trained on the larger."""
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +50,12 @@ def shrink(as_json: bool, **knobs: Any) -> None:
 
 def _print_costs(costs: Any) -> None:
     """Show for every run and target the CCC from either maps, and the mean difference of a head with several runs."""
+    from avfuse.runs import common_folder
+
     rows, changes = [], dict[tuple[str, str], list[float]]()
-    for cost, run in zip(costs, _short([Path(cost.run) for cost in costs]), strict=True):
+    folder = common_folder(Path(cost.run) for cost in costs)
+    for cost in costs:
+        run = Path(cost.run).relative_to(folder).as_posix()
         for target, before in cost.before.items():
             after = cost.after[target]
             changes.setdefault((cost.head, target), []).append(after - before)
@@ -71,12 +74,6 @@ def _print_costs(costs: Any) -> None:
             rows.append((f"mean of {len(found)}", head, target, "", "", f"{sum(found) / len(found):+z.4f}"))
     columns = ("run", "head", "target", "CCC before", "after", "difference")
     print_rows(columns, rows, "Validation CCC, nothing trained again")
-
-
-def _short(runs: list[Path]) -> list[str]:
-    """Return where runs lie, below the folder that holds all of their parents, as a report names them."""
-    folder = os.path.commonpath([run.parent.parent for run in runs])
-    return [run.relative_to(folder).as_posix() for run in runs]
 
 
 def _size(num_bytes: int, num_clips: int) -> str:
