@@ -14,11 +14,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from avfuse import footage, media, partitions, registry, views
 from avfuse.cache import FeatureCache
@@ -275,7 +275,7 @@ def _extract_recording(
             end_s = grid.end_time_s[num_done : num_done + len(video_BKYXC)]
             sound_BS = np.stack([sound.read(at_s, grid.num_samples) for at_s in end_s])
             first, *others = _encode_views(video_BKYXC, recording.name, num_done, tools)
-            writer.append(first, _encode(tools.audio, sound_BS, tools), *others)
+            writer.append(first, _encode(tools.audio, torch.from_numpy(sound_BS), tools), *others)
             num_done += len(end_s)
             on_batch(num_done, grid.num_clips)
         if sound.num_decoded == 0:
@@ -297,19 +297,20 @@ def _extract_recording(
     return _Extracted(face_share_N, rows)
 
 
-def _encode_views(
-    video_BKYXC: npt.NDArray[np.uint8], recording: str, first_clip: int, tools: _Tools
-) -> list[npt.NDArray[np.float32]]:
+def _encode_views(video_BKYXC: Tensor, recording: str, first_clip: int, tools: _Tools) -> list[npt.NDArray[np.float32]]:
     """Return the maps of a batch of clips in every view, one after the other: one view's pixels are held at a time."""
-    return [
-        _encode(tools.video, views.show(video_BKYXC, recording, first_clip, view, tools.options.flip), tools)
-        for view in range(tools.options.views)
-    ]
+    maps = [_encode(tools.video, video_BKYXC, tools)]
+    if tools.options.views > 1:
+        plain_BKYXC = video_BKYXC.cpu().numpy()
+        for view in range(1, tools.options.views):
+            shown_BKYXC = views.show(plain_BKYXC, recording, first_clip, view, tools.options.flip)
+            maps.append(_encode(tools.video, torch.from_numpy(shown_BKYXC), tools))
+    return maps
 
 
-def _encode(encoder: Encoder, clips: npt.NDArray[Any], tools: _Tools) -> npt.NDArray[np.float32]:
+def _encode(encoder: Encoder, clips: Tensor, tools: _Tools) -> npt.NDArray[np.float32]:
     with torch.inference_mode():
-        feature: npt.NDArray[np.float32] = encoder(torch.from_numpy(clips).to(tools.device)).cpu().numpy()
+        feature: npt.NDArray[np.float32] = encoder(clips.to(tools.device)).cpu().numpy()
     return feature
 
 

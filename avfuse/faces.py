@@ -22,6 +22,7 @@ import numpy.typing as npt
 import torch
 from facenet_pytorch import MTCNN
 from PIL import Image
+from torch import Tensor
 from torch.nn import functional
 
 from avfuse.schema import SIDES, RecordingError, row_tolerance
@@ -80,6 +81,7 @@ class FaceDetector:
     def __init__(self, min_face_px: int, device: torch.device) -> None:
         self._mtcnn = MTCNN(min_face_size=min_face_px, keep_all=True, device=device)
         self._min_face_px = min_face_px
+        self.device = device
         self.fingerprint: dict[str, Any] = {
             "detector": "mtcnn",
             "facenet_pytorch": version("facenet-pytorch"),
@@ -152,7 +154,12 @@ class FaceTrack:
         at_ends = (index_F == 0) | (index_F == self.num_frames - 1)
         return np.asarray(at_ends | ((index_F + 1) % self.detect_every == 0))
 
-    def crops(self, frames: Iterable[tuple[int, Pixels]]) -> Iterator[tuple[int, Pixels]]:
+    @property
+    def device(self) -> torch.device:
+        """Where crops are made."""
+        return self.detector.device
+
+    def crops(self, frames: Iterable[tuple[int, Pixels]]) -> Iterator[tuple[int, Tensor]]:
         """Yield the aligned crop (112, 112, 3) of every frame that comes in, in order; black without a face."""
         detected_F = self.detected_F()
         waiting: list[tuple[int, Pixels]] = []
@@ -166,7 +173,7 @@ class FaceTrack:
 
     def _crop(
         self, waiting: list[tuple[int, Pixels]], detected_F: npt.NDArray[np.bool_]
-    ) -> Iterator[tuple[int, Pixels]]:
+    ) -> Iterator[tuple[int, Tensor]]:
         looked_at = [(index, image) for index, image in waiting if detected_F[index]]
         faces: dict[int, Face | None] = {}
         found = self.detector.detect([image for _, image in looked_at]) if looked_at else []
@@ -176,7 +183,8 @@ class FaceTrack:
             self._last, self._last_index = face, index
         for index, image in waiting:
             face = faces.get(index)
-            yield index, np.zeros((CROP_PX, CROP_PX, 3), np.uint8) if face is None else align(image, face.landmark_px)
+            crop = np.zeros((CROP_PX, CROP_PX, 3), np.uint8) if face is None else align(image, face.landmark_px)
+            yield index, torch.from_numpy(crop).to(self.device)
 
     def _follow(self, candidates: list[Face]) -> Face | None:
         """Return the candidate that continues the track, or the largest when the track has none to continue."""
@@ -259,7 +267,9 @@ class CroppedFaces:
         """Return which frames are looked at: all of them."""
         return np.ones(self.num_frames, np.bool_)
 
-    def crops(self, frames: Iterable[tuple[int, Pixels]] = ()) -> Iterator[tuple[int, Pixels]]:
+    device = torch.device("cpu")  # where crops are made
+
+    def crops(self, frames: Iterable[tuple[int, Pixels]] = ()) -> Iterator[tuple[int, Tensor]]:
         """Yield the crop (112, 112, 3) of every frame, in order; black without a face.
 
         `frames` are never asked for, so that a video that would be decoded for them is not.
@@ -276,7 +286,7 @@ class CroppedFaces:
                 unreadable.append(self._images[index])
             self.found_F[index] = crop is not None
             self.probability_F[index] = float(crop is not None)
-            yield index, np.zeros((CROP_PX, CROP_PX, 3), np.uint8) if crop is None else crop
+            yield index, torch.from_numpy(np.zeros((CROP_PX, CROP_PX, 3), np.uint8) if crop is None else crop)
         if not self.found_F.any():
             such = f", such as {unreadable[0]}" if unreadable else ""
             raise RecordingError("missing_crops", f"none of {len(self._images)} aligned images shows a frame{such}")
@@ -314,7 +324,7 @@ def _read_crop(path: Path) -> Pixels | None:
         return None
     if crop.size != (CROP_PX, CROP_PX):
         crop = crop.resize((CROP_PX, CROP_PX), Image.Resampling.BILINEAR)  # Pillow's filters widen as they shrink
-    return np.asarray(crop)
+    return np.array(crop)
 
 
 def overlap(a_px: npt.NDArray[np.float64], b_px: npt.NDArray[np.float64]) -> float:

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Tensor
 
 from avfuse import media
 from avfuse.corpora import Corpus
@@ -32,13 +34,16 @@ def open_faces(recording: Recording, num_frames: int, detector: FaceDetector | N
 
 def clip_batches(
     recording: Recording, timeline: media.Timeline, grid: media.ClipGrid, faces: Faces, batch_size: int
-) -> Iterator[npt.NDArray[np.uint8]]:
-    """Yield the crops (B, K, 112, 112, 3) of up to so many clips at a time; only frames of clips to come are held."""
+) -> Iterator[Tensor]:
+    """Yield the crops (B, K, 112, 112, 3), uint8, of up to so many clips at a time, on the device that found them.
+
+    Only frames of clips to come are held.
+    """
     wanted_F = faces.detected_F()
     wanted_F[grid.frame_NK] = True
     crops = faces.crops(media.read_frames(recording.path, timeline, wanted_F))
-    held: dict[int, npt.NDArray[np.uint8]] = {}
-    black = np.zeros((CROP_PX, CROP_PX, 3), np.uint8)
+    held: dict[int, Tensor] = {}
+    black = torch.zeros((CROP_PX, CROP_PX, 3), dtype=torch.uint8, device=faces.device)
     last_read, clips = -1, []
     for frame_K in grid.frame_NK:
         while last_read < frame_K[-1]:
@@ -46,16 +51,16 @@ def clip_batches(
             held[last_read] = crop
         lost = [frame for frame in frame_K.tolist() if frame not in held]
         faces.found_F[lost], faces.probability_F[lost] = False, 0.0  # it could not be decoded: nobody saw its face
-        clips.append(np.stack([held.get(frame, black) for frame in frame_K.tolist()]))
+        clips.append(torch.stack([held.get(frame, black) for frame in frame_K.tolist()]))
         # The next clip begins no earlier than this one; before the start several begin with the first frame.
         held = {frame: crop for frame, crop in held.items() if frame >= frame_K[0]}
         if len(clips) == batch_size:
-            yield np.stack(clips)
+            yield torch.stack(clips)
             clips = []
     for _ in crops:
         pass  # frames behind the last clip belong to no clip, but whether they show a face is recorded
     if clips:
-        yield np.stack(clips)
+        yield torch.stack(clips)
 
 
 def frame_targets(

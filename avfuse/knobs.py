@@ -121,6 +121,20 @@ def parse_fold(text: str) -> tuple[int, int]:
     raise UsageError(f"--fold {text}: expected fold I of N as I/N, for example 1/5")
 
 
+def parse_shard(text: str) -> tuple[int, int]:
+    """Turn "2/8", the second of eight shares, into (1, 8).
+
+    Raises
+    ------
+    UsageError
+        If it is not I/N with 1 <= I <= N.
+    """
+    index, separator, number = text.partition("/")
+    if separator and index.isdecimal() and number.isdecimal() and 1 <= int(index) <= int(number):
+        return int(index) - 1, int(number)
+    raise UsageError(f"--shard {text}: expected share I of N as I/N, for example 2/8")
+
+
 def parse_place(text: str) -> Path | str:
     """Turn text into a path, or leave it as it is where it addresses a remote store, as "s3://bucket/prefix" does."""
     return text if "://" in text else Path(text)

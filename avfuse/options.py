@@ -12,11 +12,13 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from avfuse import registry
-from avfuse.knobs import HALF_A_WINDOW, PROTOCOLS, knob, parse_fold, parse_place, protocol_knob
+from avfuse.knobs import HALF_A_WINDOW, PROTOCOLS, knob, parse_fold, parse_place, parse_shard, protocol_knob
 from avfuse.schema import PARTITIONS, UsageError
 
 CACHE_VARIABLE = "AVFUSE_CACHE"
 FACES = ("detect", "cropped")
+DETECTIONS = ("adaptive", "every")
+ON_ERROR = ("go-on", "stop")
 DTYPES = ("float16", "uint8")
 MAPS = ("whole", "pooled")
 COMPRESSIONS = ("none", "zstd", "pcodec")
@@ -107,7 +109,13 @@ class ExtractOptions:
         "Where faces come from: found in the video, or the aligned images that the corpus brings.",
         choices=FACES,
     )
-    detect_every: int = knob(4, "Look for the face in every k-th frame and interpolate between.", minimum=1)
+    detection: str = knob(
+        "adaptive",
+        "Search the whole picture for the face only where it may be elsewhere and look near its last place between, "
+        "or search in every frame that is looked at.",
+        choices=DETECTIONS,
+    )
+    detect_every: int = knob(4, "Look for the face in every k-th frame at least, and interpolate between.", minimum=1)
     min_face_px: int = knob(40, "Smallest face looked for, in pixels.", minimum=12)
     precision: str = knob(
         "auto", "Arithmetic of the encoders; auto is bf16 where the hardware has it.", choices=("auto", "fp32", "bf16")
@@ -134,12 +142,47 @@ class ExtractOptions:
         choices=COMPRESSIONS,
         record=False,
     )
+    max_corrupt: float = knob(
+        0.05, "Share of a stream's packets that may fail before its recording is set aside.", minimum=0.0, record=False
+    )
+    min_face_share: float = knob(
+        0.01,
+        "Share of a recording's frames that must show a face; 0 keeps those without any.",
+        minimum=0.0,
+        record=False,
+    )
+    allow_missing: bool = knob(
+        False, "Keep recordings without sound, or without picture, that modality marked as missing.", record=False
+    )
+    retry_failed: bool = knob(
+        False, "Try again what failed before, though its files are as they were then.", record=False
+    )
+    on_error: str = knob(
+        "go-on", "What a recording that cannot be used does to the run.", choices=ON_ERROR, record=False
+    )
+    engine: str = knob(
+        "local", "What spreads recordings over processes.", choices=tuple(registry.ENGINES), record=False
+    )
+    engine_option: tuple[str, ...] = knob((), "An argument of the engine as KEY=VALUE.", record=False)
+    num_workers: int = knob(0, "Processes; 0 takes one per GPU or, without one, per core.", minimum=0, record=False)
+    shard: str | None = knob(
+        None,
+        "Do share I of N of the recordings, as I/N, for jobs that run side by side.  [default: as SLURM_ARRAY_TASK_ID "
+        "and _COUNT say, else 1/1]",
+        record=False,
+    )
     batch_size: int = knob(8, "Clips per forward pass of the encoders.", minimum=1, record=False)
     device: str = knob("auto", "auto, cpu, cuda or cuda:N.", record=False)
     allow_download: bool = knob(False, "Fetch torchvision weights that TORCH_HOME does not hold.", record=False)
 
     def __post_init__(self) -> None:
-        _refuse_unknown(self, "faces", "precision", "dtype", "maps", "compress")
+        _refuse_unknown(self, "faces", "detection", "precision", "dtype", "maps", "compress", "on_error", "engine")
+        for name in ("max_corrupt", "min_face_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                flag = f"--{name.replace('_', '-')}"
+                raise UsageError(f"{flag} {getattr(self, name):g}: expected a share from 0 to 1, for example 0.05")
+        if self.shard is not None:
+            parse_shard(self.shard)
         if self.views < 1:
             raise UsageError(f"--views {self.views}: there is at least 1, the clip as it is")
         if self.flip and self.views == 1:

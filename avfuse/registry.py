@@ -31,6 +31,11 @@ HEADS = {
     "audio_only": "avfuse.fusion.audio_only:AudioOnly",
     "visual_only": "avfuse.fusion.visual_only:VisualOnly",
 }
+ENGINES = {
+    "local": "avfuse.engines.local:LocalEngine",
+    "ray": "avfuse.engines.ray:RayEngine",
+    "serial": "avfuse.engines.serial:SerialEngine",
+}
 STORES = {
     "directory": "avfuse.stores.directory:DirectoryStore",
     "hdf5": "avfuse.stores.hdf5:HDF5Store",
@@ -53,6 +58,7 @@ FORMATS = {
 SOCKETS = {
     "corpus": CORPORA,
     "encoder": ENCODERS,
+    "engine": ENGINES,
     "store": STORES,
     "head": HEADS,
     "metric": METRICS,

@@ -36,14 +36,19 @@ FAILURE_REASONS = {
     "missing_file": "the media file is not where the corpus says it is",
     "missing_crops": "there are no aligned images of the face where the corpus says they are",
     "unreadable": "the media file cannot be opened or decoded",
+    "over_limit": "the media file is larger, longer or made of more streams than is decoded",
     "truncated": "the file ends before the frames that it advertises",
+    "corrupt_packets": "more of the file's packets cannot be decoded than is allowed",
+    "too_short": "the recording has fewer frames than a clip",
     "too_slow": "the frame rate is too low for clips, as in time-lapse recordings",
     "no_video_stream": "the file holds no video stream, or one without frames",
     "no_audio_stream": "the file holds no audio stream, or one without samples",
+    "no_face": "fewer of the frames show a face than is allowed",
     "annotation_invalid": "the annotation file does not follow its format",
     "annotation_mismatch": "the annotation and the video disagree about the number of frames",
     "feature_overflow": "a feature does not fit the number format of the cache",
     "out_of_memory": "the machine ran out of memory",
+    "worker_died": "the process that worked at it ended without a word, each time it was tried",
     "unexpected": "an error that avfuse does not know; the message is kept",
 }
 
@@ -61,13 +66,16 @@ class RecordingError(Exception):
         A key of `FAILURE_REASONS`.
     message : str
         What was found, and where.
+    share : float, optional
+        Share of what the reason counts, as of packets that are lost.
     """
 
-    def __init__(self, reason: str, message: str) -> None:
+    def __init__(self, reason: str, message: str, share: float | None = None) -> None:
         if reason not in FAILURE_REASONS:
             raise ValueError(f"unknown failure reason {reason!r}; known: {', '.join(FAILURE_REASONS)}")
         super().__init__(message)
         self.reason = reason
+        self.share = share
 
 
 @dataclass(frozen=True)
@@ -98,11 +106,15 @@ class AnnotationError(RecordingError):
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a recording could not be used: a key of `FAILURE_REASONS`, and what was found."""
+    """Why a recording could not be used: a key of `FAILURE_REASONS`, and what was found.
+
+    `share` is that of what the reason counts: of packets that are lost, of frames that show a face; None elsewhere.
+    """
 
     recording: str
     reason: str
     message: str
+    share: float | None = None
 
 
 @dataclass(frozen=True)
@@ -146,6 +158,39 @@ class RowCount:
     num_frames: int
     num_dropped: int
     num_without: int
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What came of one recording in an extraction.
+
+    Attributes
+    ----------
+    recording : str
+    outcome : str
+        ``extracted``; ``present``: it was there before; ``failed``, for the reason in `failure`; ``stopped``: the
+        machine or the cache failed, as `error` says, and no other recording could be kept either.
+    num_clips : int
+        Clips encoded now.
+    face_share : float
+        Mean over these clips of the share of frames that show a face.
+    rows : RowCount or None
+        How annotation rows and frames met, where that was found out.
+    failure : Failure or None
+    is_recorded : bool
+        Whether the failure is in the cache's ledger already.
+    error : tuple of (int, str, str) or None
+        Number, message and place of an error of the system; a number of 0 stands for something that the user gave.
+    """
+
+    recording: str
+    outcome: str
+    num_clips: int = 0
+    face_share: float = 0.0
+    rows: RowCount | None = None
+    failure: Failure | None = None
+    is_recorded: bool = True
+    error: tuple[int, str, str] | None = None
 
 
 @dataclass(frozen=True)

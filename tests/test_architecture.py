@@ -20,7 +20,7 @@ import pytest
 import avfuse
 
 ROOT = Path(avfuse.__file__).parent
-PLUGS = ("corpora", "encoders", "formats", "fusion", "metrics", "stores")
+PLUGS = ("corpora", "encoders", "engines", "formats", "fusion", "metrics", "stores")
 SOCKETS = (*PLUGS, "commands")
 LAYERS = {
     "__init__": (0, 0),  # imports lazily, by name
