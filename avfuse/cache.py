@@ -7,7 +7,7 @@ A cache is one hierarchy, plain Zarr 3 wherever it is made of files (docs/cache-
       zarr.json                        attributes: the CacheSpec and its fingerprint
       recordings/<name>/zarr.json      attributes: source, digests of every array and of every file below
       recordings/<name>/video, audio, target, ...
-      failures/<name>/zarr.json        attributes: reason and message of a recording that could not be used
+      failures/<name>/zarr.json        attributes: why a recording could not be used (`avfuse.ledger`)
 
 Arrays are little-endian bytes with a CRC-32C behind every chunk; uncompressed, a chunk file is its array's memory, and
 stage 2 maps it instead of reading it. The name of a store carries the fingerprint of its `CacheSpec`; another setting
@@ -26,16 +26,16 @@ from typing import Any
 
 from avfuse import atomic, registry
 from avfuse.cached import RECORDINGS, CachedRecording, group_of
+from avfuse.ledger import FAILURES, Ledger
 from avfuse.options import local_home
-from avfuse.schema import Failure, UsageError
+from avfuse.schema import UsageError
 from avfuse.sealed import read_attributes, read_sealed, seal
-from avfuse.spec import FORMAT_VERSION, CacheSpec, Source, folder_name, tell_differences
+from avfuse.spec import FORMAT_VERSION, CacheSpec, Source, tell_differences
 from avfuse.stores import METADATA, Store, quote
 
 log = logging.getLogger(__name__)
 
 LOCAL_STORES = ("directory", "hdf5")  # paths lead to these; to the others, addresses that begin with their name
-FAILURES = "failures"
 FEATURES = "features"  # the folder of the stores below a home
 
 
@@ -164,7 +164,7 @@ class FeatureCache:
             If the place cannot be written to, or what is there was made with other settings.
         """
         try:
-            store = _store_for(home, spec)
+            store = store_for(home, spec)
             for leftover in store.prepare():
                 log.info("removed what a killed writer left: %s", leftover)
             if store.metadata("") is None:
@@ -242,6 +242,11 @@ class FeatureCache:
         return local_home()
 
     @property
+    def ledger(self) -> Ledger:
+        """Why recordings could not be used."""
+        return Ledger(self.store)
+
+    @property
     def provenance(self) -> dict[str, Any]:
         """Where the encoders' weights came from, and which avfuse made the store."""
         return dict((read_attributes(self.store.metadata("")) or {}).get("provenance", {}))
@@ -305,31 +310,13 @@ class FeatureCache:
         """Take a recording out of the store, in one step."""
         self.store.remove(group_of(name))
 
-    def record_failure(self, failure: Failure) -> None:
-        """Keep the reason why a recording could not be used."""
-        aside = self.store.aside()
-        aside.mkdir(parents=True)
-        with atomic.naming(aside.parent):
-            (aside / METADATA).write_bytes(seal(asdict(failure)))
-        self.clear_failure(failure.recording)
-        self.store.put(aside, f"{FAILURES}/{folder_name(failure.recording)}")
-
-    def clear_failure(self, name: str) -> None:
-        """Forget an earlier failure."""
-        self.store.remove(f"{FAILURES}/{folder_name(name)}")
-
-    def failures(self) -> list[Failure]:
-        """Return the recorded failures, sorted by name; damaged ones are left out."""
-        found = map(read_sealed, self.store.metadata_below(FAILURES).values())
-        return sorted((Failure(**item) for item in found if item), key=lambda failure: failure.recording)
-
 
 def features_folder(home: Path | str) -> Path | str:
     """Return the folder of the stores below a home."""
     return f"{home.rstrip('/')}/{FEATURES}" if isinstance(home, str) and "://" in home else Path(home) / FEATURES
 
 
-def _store_for(home: Path | str, spec: CacheSpec) -> Store:
+def store_for(home: Path | str, spec: CacheSpec) -> Store:
     """Return the store of a spec below a home, or at it, if it is that very store.
 
     Raises

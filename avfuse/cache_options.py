@@ -5,6 +5,7 @@ from pathlib import Path
 
 from avfuse.knobs import knob
 from avfuse.options import CACHE_VARIABLE, COMPRESSIONS, DTYPES, MAPS
+from avfuse.schema import FAILURE_REASONS
 
 _STORE_HELP = f"A feature store, or the folder that holds it.  [default: ${CACHE_VARIABLE}, else ./cache]"
 _PLACE_HELP = f"Folder for everything that can be recomputed.  [default: ${CACHE_VARIABLE}, else ./cache]"
@@ -39,6 +40,16 @@ class CacheInfoOptions:
     """Knobs of ``avfuse cache info``."""
 
     store: Path | str | None = knob(None, _STORE_HELP, argument="[STORE]")
+
+
+@dataclass(frozen=True)
+class CacheFailuresOptions:
+    """Knobs of ``avfuse cache failures``."""
+
+    store: Path | str | None = knob(None, _STORE_HELP, argument="[STORE]")
+    reason: tuple[str, ...] = knob(
+        (), "List those of this reason; may be given several times.  [default: all]", choices=tuple(FAILURE_REASONS)
+    )
 
 
 @dataclass(frozen=True)

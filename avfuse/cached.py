@@ -92,6 +92,16 @@ class CachedRecording:
         return float(self.attributes["fps"])
 
     @property
+    def missing(self) -> str:
+        """The modality that the recording lacks, ``audio`` or ``video``; empty where it has both."""
+        return str(self.attributes.get("missing", ""))
+
+    @property
+    def losses(self) -> dict[str, int]:
+        """What of its files could not be decoded, counted; empty where nothing was lost."""
+        return dict(self.attributes.get("losses", {}))
+
+    @property
     def files(self) -> dict[str, Any]:
         """Length and sha256 of every file but the attributes' own, by its path in the group."""
         return dict(self.attributes["files"])

@@ -99,6 +99,7 @@ def _score(place: Path, record: runs.RunRecord, cache: FeatureCache, device: tor
         recordings=recordings,
     )
     amp = str(record.options.get("amp", "off"))
+    partition.set_missing_sound(head.inputs.audio_mean)
     trace_NE = partition.trace(lambda batch: call_head(head, _spread(batch, head.inputs.video_mean), amp), BATCH_SIZE)
     ccc: Metric = registry.load("metric", "ccc")
     return {target: float(ccc.of(sums)) for target, sums in partition.sums(trace_NE).items()}

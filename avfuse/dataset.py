@@ -120,7 +120,8 @@ class WindowedPartition:
     def _load(self, span: int) -> None:
         """Read the small features of all clips, with a row for padding behind them; `span` is that of the labels."""
         items = self.recordings
-        self.num_rows = sum(item.num_clips for item in items)
+        self._lengths = [item.num_clips for item in items]
+        self.num_rows = sum(self._lengths)
         self._audio_NA = self._rows(each_once(lambda item: item.array("audio"), items), 0.0)
         self._face_N = self._rows(each_once(lambda item: item.array("face_share"), items), 0.0)
         self._target_NE = self._rows(each_once(lambda item: self._labels(item, span), items), np.nan)
@@ -154,6 +155,12 @@ class WindowedPartition:
     def _keep(self, kept_W: Tensor) -> None:
         self.windows = [window for window, is_kept in zip(self.windows, kept_W.tolist(), strict=True) if is_kept]
         self._index_WT, self._recording_W = self._index_WT[kept_W], self._recording_W[kept_W]
+
+    def set_missing_sound(self, mean_A: Tensor) -> None:
+        """Let the sound of clips whose recording has none be `mean_A`, (A,): what a head takes for the mean."""
+        for recording, item in zip(self._audio_NA[:-1].split(self._lengths), self.recordings, strict=True):
+            if item.missing == "audio":
+                recording[:] = mean_A
 
     @property
     def audio_NA(self) -> Tensor:

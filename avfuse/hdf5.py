@@ -19,9 +19,10 @@ import numpy.typing as npt
 import zarr
 
 from avfuse import atomic
-from avfuse.cache import FAILURES, FeatureCache
+from avfuse.cache import FeatureCache
 from avfuse.cache_options import CacheExportOptions, CacheImportOptions
 from avfuse.cached import RECORDINGS, CachedRecording, group_of, view_name
+from avfuse.ledger import FAILURES
 from avfuse.options import cache_home
 from avfuse.schema import UsageError
 from avfuse.sealed import read_sealed, seal

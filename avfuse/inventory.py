@@ -15,7 +15,6 @@ import numpy as np
 
 from avfuse import registry
 from avfuse.cache import (
-    FAILURES,
     LOCAL_STORES,
     FeatureCache,
     asking,
@@ -24,11 +23,12 @@ from avfuse.cache import (
     no_features,
     open_store,
 )
-from avfuse.cache_options import CacheInfoOptions, CacheListOptions
+from avfuse.cache_options import CacheFailuresOptions, CacheInfoOptions, CacheListOptions
 from avfuse.cached import RECORDINGS, CachedRecording
 from avfuse.encoding import compression_of
+from avfuse.ledger import FAILURES
 from avfuse.options import cache_home
-from avfuse.schema import UsageError
+from avfuse.schema import Failure, UsageError
 from avfuse.sealed import read_attributes, read_sealed
 from avfuse.spec import FORMAT_VERSION
 from avfuse.stores import METADATA, Store, tells_nothing
@@ -153,10 +153,50 @@ def describe_cache(options: CacheInfoOptions) -> CacheInfo:
         partitions=_count_partitions(recordings, int(cache.spec.clip["hop"])),
         arrays=_count_arrays(recordings, cache.store.files("") is not None),
         compression=_count_compressions(cache.store, recordings),
-        failures=dict(sorted(Counter(failure.reason for failure in cache.failures()).items())),
+        failures=dict(sorted(Counter(failure.reason for failure in cache.ledger.failures()).items())),
         num_bytes=cache.store.count_bytes(),
         changed=_when(cache.store),
     )
+
+
+@dataclass(frozen=True)
+class Incomplete:
+    """A recording that is kept though something of it is missing or was lost, and in words, what."""
+
+    recording: str
+    missing: str
+    losses: dict[str, int]
+    message: str
+
+
+@dataclass(frozen=True)
+class FailureList:
+    """What could not be used for a store, and what was lost of what could."""
+
+    store: str
+    failures: tuple[Failure, ...]
+    incomplete: tuple[Incomplete, ...]
+
+
+def list_failures(options: CacheFailuresOptions) -> FailureList:
+    """Return why recordings could not be used, and which are incomplete; of some reasons, if any are given.
+
+    Raises
+    ------
+    UsageError
+        If there is no store, more than one to choose from, or a damaged one.
+    """
+    cache = FeatureCache.find(cache_home(options.store))
+    failures = [item for item in cache.ledger.failures() if not options.reason or item.reason in options.reason]
+    kept = [] if options.reason else [item for item in cache.recordings() if item.missing or item.losses]
+    return FailureList(str(cache.path), tuple(failures), tuple(map(_tell_incomplete, kept)))
+
+
+def _tell_incomplete(item: CachedRecording) -> Incomplete:
+    missing = {"audio": "has no sound", "video": "has no picture"}
+    told = [missing[item.missing]] if item.missing else []
+    told += [f"{name.removeprefix('num_').replace('_', ' ')}: {count:,}" for name, count in item.losses.items()]
+    return Incomplete(item.name, item.missing, item.losses, "; ".join(told))
 
 
 def _describe(store: Store) -> StoreEntry:

@@ -15,13 +15,16 @@ _BLOCK_CLIPS = 64
 def feature_moments(partition: WindowedPartition, max_clips: int = 20_000) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return mean and standard deviation over clips of audio, (A,) each, and of the face's map, (C, H, W) each.
 
-    Clips without a face say nothing about faces: each clip's map counts by its share of frames with one. Of a large
-    partition an evenly spaced part of at most `max_clips` clips is used. Of several views the first counts.
+    Clips without a face say nothing about faces: each clip's map counts by its share of frames with one. Recordings
+    without sound say nothing about sound, unless all are such. Of a large partition an evenly spaced part of at most
+    `max_clips` clips is used. Of several views the first counts.
     """
     step = -(-partition.num_rows // max_clips)
     ends = np.cumsum([item.num_clips for item in partition.recordings])[:-1].tolist()
     audio_RNA, face_RN = (values.cpu().double().tensor_split(ends) for values in (partition.audio_NA, partition.face_N))
-    audio_NA = torch.cat([audio_NA[::step] for audio_NA in audio_RNA])
+    is_silent_R = [item.missing == "audio" for item in partition.recordings]
+    heard = [audio_NA for audio_NA, is_silent in zip(audio_RNA, is_silent_R, strict=True) if not is_silent]
+    audio_NA = torch.cat([audio_NA[::step] for audio_NA in heard or audio_RNA])
     shape = partition.recordings[0].video.shape[1:]
     weight, total, squares = 0.0, torch.zeros(shape, dtype=torch.float64), torch.zeros(shape, dtype=torch.float64)
     for place, (item, face_N) in enumerate(zip(partition.recordings, face_RN, strict=True)):

@@ -39,6 +39,7 @@ def predict_clips(
     ``on_progress(done, total)`` is called by windows; a GPU is not waited for.
     """
     head.eval()
+    partition.set_missing_sound(head.inputs.audio_mean)
     num_done = 0
 
     def trace(batch: Batch) -> Tensor:
@@ -69,6 +70,7 @@ def train_once(
     views = torch.randint(num_views, (len(places),)).tolist() if num_views > 1 else None
     amounts = {name: getattr(options, name) for name in ("noise", "drop_modality", "mask_span")}
     head.train()
+    partition.set_missing_sound(head.inputs.audio_mean)
     num_done, total, told_s = 0, torch.zeros((), device=device, dtype=torch.float64), 0.0
     for chosen, batch in partition.batches(places, options.batch_size, views):
         if any(amounts.values()):

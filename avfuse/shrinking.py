@@ -18,12 +18,13 @@ from typing import Any
 
 import numpy.typing as npt
 
-from avfuse.cache import FAILURES, FeatureCache, features_folder, open_store
+from avfuse.cache import FeatureCache, features_folder, open_store
 from avfuse.cache_options import CacheShrinkOptions
 from avfuse.cached import CachedRecording, view_name
 from avfuse.cost import RunCost, find_cost, read_runs
 from avfuse.device import choose_device
 from avfuse.encoding import codecs, compression_of, decode
+from avfuse.ledger import FAILURES
 from avfuse.options import COMPRESSIONS, DTYPES, MAPS, cache_home
 from avfuse.schema import UsageError
 from avfuse.sealed import read_attributes
@@ -182,7 +183,7 @@ def make_smaller(spec: CacheSpec, options: CacheShrinkOptions) -> CacheSpec:
 
 def _refuse_unread(source: FeatureCache, options: CacheShrinkOptions) -> None:
     """Refuse a store of which something could not be taken along, or that could not be removed as it is wished."""
-    if len(source.failures()) != len(source.store.groups(FAILURES)):
+    if len(source.ledger.entries()) != len(source.store.groups(FAILURES)):
         raise UsageError(f"{source.path}/{FAILURES} is damaged; {source.store.remedy}")
     if options.replace and not source.store.is_writable:
         raise UsageError(f"{source.path} can be read only; leave out --replace, and remove it yourself")
@@ -305,7 +306,7 @@ def _reencode(item: CachedRecording, target: FeatureCache) -> None:
             first, *others = blocks if scale is None else [decode(values, scale).numpy() for values in blocks]
             writer.append(first, audio_NA[start : start + len(first)], *others)
             start += len(first)
-        writer.commit(arrays, item.fps)
+        writer.commit(arrays, item.fps, missing=item.missing, losses=item.losses)
 
 
 def _blocks(chunks: Iterator[npt.NDArray[Any]]) -> Iterator[npt.NDArray[Any]]:
@@ -316,10 +317,10 @@ def _blocks(chunks: Iterator[npt.NDArray[Any]]) -> Iterator[npt.NDArray[Any]]:
 
 
 def _copy_failures(source: FeatureCache, target: FeatureCache) -> None:
-    known = target.failures()
-    for failure in source.failures():
-        if failure not in known:
-            target.record_failure(failure)
+    known = target.ledger.entries()
+    for entry in source.ledger.entries():
+        if entry not in known:
+            target.ledger.write(entry)
 
 
 def _replace(source: FeatureCache, target: FeatureCache, num_workers: int) -> None:

@@ -5,9 +5,11 @@ Both are plain values that compare equal when, and only when, the features would
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import re
+import stat
 import unicodedata
 import urllib.parse
 from collections.abc import Callable, Mapping
@@ -127,6 +129,8 @@ class FileDigests:
             If the file cannot be read.
         """
         found = path.stat()
+        if not stat.S_ISREG(found.st_mode):  # a pipe or a device may never end
+            raise OSError(errno.EINVAL, "it is no regular file", str(path))
         key = (path.resolve(), found.st_size, found.st_mtime_ns)
         if key not in self._known:
             self._known[key] = _sha256(path)

@@ -255,7 +255,7 @@ def _load_data(options: TrainOptions, cache: FeatureCache) -> _Data:
                     f"{place} of {cache.path} has no ratings of '{target}', or equal ones only; add recordings with "
                     "annotations to that partition and extract them" + (", or take fewer folds" if options.fold else "")
                 )
-    if failures := cache.failures():
+    if failures := cache.ledger.failures():
         log.warning("%d recordings could not be extracted and take no part, such as %s", len(failures), failures[0])
     mean_A, std_A, mean_CHW, std_CHW = (values.to(device) for values in feature_moments(training))
     return _Data(training, validation, (mean_A, std_A, mean_CHW, std_CHW), device)

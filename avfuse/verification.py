@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from avfuse.cache import FAILURES
 from avfuse.cached import RECORDINGS, CachedRecording, MissingCodecError, group_of, view_name
+from avfuse.ledger import FAILURES
 from avfuse.schema import UsageError
 from avfuse.sealed import SEAL, read_attributes, read_sealed
 from avfuse.spec import FORMAT_VERSION, CacheSpec, folder_name

@@ -106,10 +106,19 @@ class RecordingWriter:
             for taker, values_NCHW in zip(takers, maps, strict=True):
                 taker.append(values_NCHW)
 
-    def commit(self, arrays: Mapping[str, npt.NDArray[Any]], fps: float) -> bool:
+    def commit(
+        self,
+        arrays: Mapping[str, npt.NDArray[Any]],
+        fps: float,
+        *,
+        missing: str = "",
+        losses: Mapping[str, int] | None = None,
+    ) -> bool:
         """Write the other arrays, flush everything to disk and put the recording into the store.
 
-        Return whether it is this one that stands there now: another process may have committed it meanwhile.
+        `missing` names the modality that the recording lacks, ``audio`` or ``video``, whose features are zeros then;
+        `losses` counts what of its files could not be decoded. Return whether it is this one that stands there now:
+        another process may have committed it meanwhile.
 
         Raises
         ------
@@ -118,15 +127,16 @@ class RecordingWriter:
         """
         if self._num_came != self._num_clips:
             raise ValueError(f"{self._num_came} clips came, {self._num_clips} were announced")
+        told = {"missing": missing} if missing else {}
         with self._naming():
-            self._complete(arrays, fps)
+            self._complete(arrays, {"fps": fps, **told, **({"losses": dict(losses)} if losses else {})})
         return self.cache.store.replace(self._aside, group_of(self.name))
 
     def _naming(self) -> AbstractContextManager[None]:
         """Let errors of writing name the folder in which the recording is written."""
         return atomic.naming(self._aside.parent)
 
-    def _complete(self, arrays: Mapping[str, npt.NDArray[Any]], fps: float) -> None:
+    def _complete(self, arrays: Mapping[str, npt.NDArray[Any]], told: Mapping[str, Any]) -> None:
         """Write what is not written yet, the metadata last, and flush it all to disk."""
         small = {"audio": np.concatenate(self._audio), **arrays, **self._quantise()}
         maps = {view_name(i): view.finish() for i, view in enumerate(self._views)}
@@ -139,7 +149,7 @@ class RecordingWriter:
         attributes: dict[str, Any] = {
             "recording": self.name,
             "num_clips": self._num_clips,
-            "fps": fps,
+            **told,
             "fingerprint": self.cache.spec.fingerprint,
             "source": asdict(self.source),
             "arrays": {name: describe_array(values) for name, values in small.items()} | maps,

@@ -25,6 +25,7 @@ SOCKETS = (*PLUGS, "commands")
 LAYERS = {
     "__init__": (0, 0),  # imports lazily, by name
     "schema": (0, 0),
+    "ahead": (0, 0),
     "atomic": (0, 0),
     "paper": (0, 0),
     "sealed": (0, 0),
@@ -38,10 +39,10 @@ LAYERS = {
     "options": (0, 2),
     "cache_options": (0, 3),
     **dict.fromkeys(
-        ("media", "faces", "encoding", "runs", "device", "synthesis", "views", "augment", "arrays"), (1, 0)
+        ("media", "faces", "encoding", "runs", "device", "synthesis", "views", "augment", "arrays", "batching"), (1, 0)
     ),
     **dict.fromkeys(("protocols", "statistics", "submission", *PLUGS), (1, 0)),
-    **dict.fromkeys(("cached", "declarations"), (1, 1)),
+    **dict.fromkeys(("cached", "declarations", "ledger"), (1, 1)),
     **dict.fromkeys(("cache", "mapping"), (1, 2)),
     **dict.fromkeys(("writer", "gathering"), (1, 3)),
     **dict.fromkeys(
@@ -49,6 +50,10 @@ LAYERS = {
     ),
     **dict.fromkeys(("comparison", "moments", "passes", "verification", "hdf5"), (2, 1)),
     "findings": (2, 1),
+    "networks": (2, 1),
+    "worker": (2, 2),
+    "preparation": (2, 3),
+    "planning": (3, 0),
     "notes": (2, 2),
     "cost": (2, 2),
     **dict.fromkeys(("extract", "train", "report", "demo", "published", "audit", "predict"), (3, 0)),

@@ -112,7 +112,7 @@ def test_features_of_zeros_are_stored_and_read(store: FeatureCache) -> None:
 
 def test_any_zarr_reader_opens_it_without_a_warning(store: FeatureCache) -> None:
     video, _ = write(store, "some/name", 5)
-    store.record_failure(Failure("broken", "unreadable", "because"))
+    store.ledger.record(Failure("broken", "unreadable", "because"), None)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         root = zarr.open_group(store.path, mode="r")
@@ -213,14 +213,14 @@ def test_a_store_without_its_root_is_damaged_and_one_under_another_name_is_refus
 def test_what_has_no_room_beside_a_store_is_named(store: FeatureCache) -> None:
     beside = store.path.with_suffix(".tmp")
     acts = {
-        lambda: store.record_failure(Failure("b", "unreadable", "")): str(beside),
+        lambda: store.ledger.record(Failure("b", "unreadable", ""), None): str(beside),
         lambda: store.store.write_metadata("recordings", b"longer than that"): str(store.path / "recordings/zarr.json"),
     }
     for act, place in acts.items():
         with files_limited(10), pytest.raises(OSError, match="File too large") as refusal:
             act()
         assert refusal.value.filename == place
-    assert store.failures() == []
+    assert store.ledger.failures() == []
     assert read_sealed(store.store.metadata("recordings")) == {}
 
 
@@ -359,11 +359,11 @@ def test_partitions(store: FeatureCache) -> None:
 def test_failures_are_kept_and_forgotten(store: FeatureCache) -> None:
     first, second = Failure("b/c", "unreadable", "why"), Failure("a", "no_video_stream", "wherefore")
     for failure in (first, second, dataclasses.replace(second, message="newer")):
-        store.record_failure(failure)
-    assert store.failures() == [dataclasses.replace(second, message="newer"), first]
-    store.clear_failure("a")
-    store.clear_failure("never failed")
-    assert store.failures() == [first]
+        store.ledger.record(failure, None)
+    assert store.ledger.failures() == [dataclasses.replace(second, message="newer"), first]
+    store.ledger.clear("a")
+    store.ledger.clear("never failed")
+    assert store.ledger.failures() == [first]
 
 
 def test_a_place_that_cannot_be_written_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

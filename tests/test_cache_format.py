@@ -162,7 +162,7 @@ def make(home: Path, dtype: str) -> FeatureCache:
             video = rng.normal(size=(num_clips, *spec.video_shape)).astype(np.float32)
             writer.append(video, rng.normal(size=(num_clips, *spec.audio_shape)).astype(np.float32))
             writer.commit({"frame_time_s": np.arange(5) / 25}, fps=25.0)
-    cache.record_failure(Failure("d", "unreadable", "no frame"))
+    cache.ledger.record(Failure("d", "unreadable", "no frame"), None)
     return cache
 
 

@@ -87,7 +87,7 @@ def home(tmp_path: Path) -> Path:
     cache = FeatureCache.create(tmp_path / "home", toy_spec(), {"video": {"weights": "random:0"}})
     for name, partition in (("a", "train"), ("b", "test")):
         add_recording(cache, name, partition, 9, seed=0)
-    cache.record_failure(Failure("c", "unreadable", "no frame"))
+    cache.ledger.record(Failure("c", "unreadable", "no frame"), None)
     return tmp_path / "home"
 
 

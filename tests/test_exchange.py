@@ -48,7 +48,7 @@ def rows_of(table: str) -> dict[str, str]:
 def test_a_cache_goes_into_a_file_and_back(run: Run, tmp_path: Path) -> None:
     cache = FeatureCache.create(tmp_path / "here", toy_spec(), {})
     add_recording(cache, "a", "train", 5, seed=0)
-    cache.record_failure(Failure("b", "unreadable", "because"))
+    cache.ledger.record(Failure("b", "unreadable", "because"), None)
     file = tmp_path / "all.h5"
     shown = rows_of(run("export", file, "--cache", tmp_path / "here"))
     assert (shown["recordings"], shown["failures"], shown["clips"]) == ("1", "1", "5")

@@ -36,7 +36,7 @@ def small_cache(home: Path, compress: str = "none", **changes: Any) -> FeatureCa
     cache = FeatureCache.create(home, toy_spec(**changes), {"weights": "none"}, compress)
     for seed, (name, num_clips) in enumerate({ODD: 300, "a": 21, "b": 1, "unrated": 5}.items()):
         add_recording(cache, name, "train", num_clips, seed, rated=name != "unrated")
-    cache.record_failure(Failure("broken/ä", "unreadable", "be\0cause"))
+    cache.ledger.record(Failure("broken/ä", "unreadable", "be\0cause"), None)
     return cache
 
 
@@ -159,9 +159,9 @@ def test_every_view_goes_along(tmp_path: Path) -> None:
 
 def test_metadata_may_be_longer_than_an_old_attribute(tmp_path: Path) -> None:
     cache = FeatureCache.create(tmp_path, toy_spec(), {})
-    cache.record_failure(Failure("a", "unexpected", "because " * 20_000))  # 64 KiB is what an object header holds
+    cache.ledger.record(Failure("a", "unexpected", "because " * 20_000), None)  # 64 KiB is what an object header holds
     opened = FeatureCache.open(export(cache, tmp_path / "all.h5"))
-    assert opened.failures() == cache.failures()
+    assert opened.ledger.failures() == cache.ledger.failures()
     assert opened.store.find_contradictions("failures/a") == []
 
 
@@ -215,12 +215,16 @@ def test_a_store_in_hdf5_can_only_be_read(cache: FeatureCache, file: Path, tmp_p
     opened = FeatureCache.find(file)
     assert (opened.spec, opened.provenance) == (cache.spec, {"weights": "none"})
     assert_same_values(cache, opened)
-    assert opened.failures() == cache.failures()
+    assert opened.ledger.failures() == cache.ledger.failures()
     assert opened.store.files("recordings/a") is None
     assert opened.store.members("recordings/a") == sorted(cache.recording("a").arrays)
     assert opened.store.count_bytes() == file.stat().st_size
     assert HDF5Store.find(tmp_path) == [file]
-    for act in (lambda: opened.remove("a"), opened.store.aside, lambda: opened.record_failure(cache.failures()[0])):
+    for act in (
+        lambda: opened.remove("a"),
+        opened.store.aside,
+        lambda: opened.ledger.record(cache.ledger.failures()[0], None),
+    ):
         with pytest.raises(UsageError, match=r"all\.h5 can be read, not written to; write to a folder, and export"):
             act()
     for path in ("recordings/a/video/c/0/0/0/0", "recordings/nobody/zarr.json"):
@@ -259,7 +263,7 @@ def test_what_is_no_cache_is_refused(file: Path, content: bytes | str | None, me
 def read_everything(file: Path) -> dict[Any, Any]:
     """Return all that a cache in HDF5 says, or raise `UsageError`."""
     cache = FeatureCache.open(file)
-    found: dict[Any, Any] = {"spec": cache.spec, "failures": cache.failures()}
+    found: dict[Any, Any] = {"spec": cache.spec, "failures": cache.ledger.failures()}
     groups = ["", "recordings", "failures", *cache.store.groups("failures")]
     for item in cache.recordings():
         groups.append(item.group)
@@ -274,7 +278,7 @@ def read_everything(file: Path) -> dict[Any, Any]:
 def test_no_changed_byte_gives_other_values(tmp_path: Path) -> None:
     cache = FeatureCache.create(tmp_path, toy_spec(), {})
     add_recording(cache, "a", "train", 3, seed=0)
-    cache.record_failure(Failure("b", "unreadable", "because"))
+    cache.ledger.record(Failure("b", "unreadable", "because"), None)
     file = export(cache, tmp_path / "all.h5")
     whole, content = read_everything(file), file.read_bytes()
     rng = np.random.default_rng(0)
@@ -441,7 +445,7 @@ def test_a_failure_of_a_recording_that_is_here_is_not_imported(tmp_path: Path, f
     here = FeatureCache.create(tmp_path / "there", toy_spec(), {})
     add_recording(here, "broken/ä", "train", 2, seed=9)
     assert import_cache(CacheImportOptions(file, tmp_path / "there")).num_failures == 0
-    assert here.failures() == []
+    assert here.ledger.failures() == []
 
 
 def test_other_bytes_of_the_same_values_are_described_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -25,7 +25,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, partition, num_clips in (("a", "train", 9), ("b", "train", 20), ("c", "validation", 31)):
         add_recording(cache, name, partition, num_clips, seed=num_clips)
     for name, reason in (("x", "unreadable"), ("y", "unreadable"), ("z", "too_short")):
-        cache.record_failure(Failure(name, reason, ""))
+        cache.ledger.record(Failure(name, reason, ""), None)
     packed = {"dataset": "packed", "storage": {"dtype": "uint8", "maps": "pooled"}, "video_shape": (CHANNELS, 1, 1)}
     packed_cache = FeatureCache.create(home, toy_spec(**packed), {}, "zstd")
     add_recording(packed_cache, "a", "test", 9, seed=0)

@@ -23,10 +23,11 @@ from test_train import options as train_options
 from toy import add_recording, toy_spec
 
 from avfuse import cli, registry
-from avfuse.cache import FAILURES, RECORDINGS, FeatureCache, open_store
+from avfuse.cache import RECORDINGS, FeatureCache, open_store
 from avfuse.cached import group_of
 from avfuse.clips import ChangedError
 from avfuse.extract import extract
+from avfuse.ledger import FAILURES
 from avfuse.schema import UsageError
 from avfuse.stores import METADATA
 from avfuse.train import train

@@ -40,7 +40,7 @@ def fill(home: Path | str, compress: str = "none", **changes: Any) -> FeatureCac
     cache = FeatureCache.create(home, toy_spec(**changes), {"weights": "none"}, compress)
     for number, (name, num_clips) in enumerate(LENGTHS.items()):
         add_recording(cache, name, ("train", "validation", "test")[number], num_clips, seed=number)
-    cache.record_failure(Failure("e/f", "unreadable", "it was not to be read"))
+    cache.ledger.record(Failure("e/f", "unreadable", "it was not to be read"), None)
     return cache
 
 
@@ -86,7 +86,7 @@ def test_a_smaller_cache_is_what_extraction_would_have_made(
     expected = fill(tmp_path / "expected", knobs.get("compress", compress), **changes)
     assert (target.spec, Path(target.path).name) == (expected.spec, Path(expected.path).name)
     assert metadata(target) == metadata(expected)
-    assert (target.failures(), is_sound(target)) == (source.failures(), True)
+    assert (target.ledger.failures(), is_sound(target)) == (source.ledger.failures(), True)
     assert target.provenance["weights"] == "none"
     assert target.provenance["shrunk_from"]["fingerprint"] == source.spec.fingerprint
     assert (metadata(source), is_sound(source), left_aside(target.path)) == (before, True, [])
@@ -142,7 +142,7 @@ def test_compression_takes_place_where_the_cache_is_and_can_be_taken_back(
     assert cache.digest(("train", "validation", "test")) == digest
     expected = fill(tmp_path / "expected", "zstd", storage=storage, views={"count": 2})
     assert metadata(cache) == metadata(expected) != plain
-    assert (is_sound(cache), left_aside(cache.path), cache.failures()) == (True, [], expected.failures())
+    assert (is_sound(cache), left_aside(cache.path), cache.ledger.failures()) == (True, [], expected.ledger.failures())
     again = shrink(cache, compress="zstd")
     assert (again.num_shrunk, again.num_present) == (0, 3)
     assert shrink(cache, compress="none", out=tmp_path).num_shrunk == 3
@@ -357,7 +357,7 @@ def test_a_cache_on_a_server_becomes_smaller_there_or_here(tmp_path: Path, bucke
     summary = shrink(cache, maps="pooled", replace=True)
     assert summary.is_replaced
     assert cache.store.files("") == {}
-    assert FeatureCache.open(summary.store).failures() == expected.failures()
+    assert FeatureCache.open(summary.store).ledger.failures() == expected.ledger.failures()
 
 
 # Memory, and the command

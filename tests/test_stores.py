@@ -12,10 +12,11 @@ import s3
 from toy import add_recording, toy_spec
 
 from avfuse import registry
-from avfuse.cache import FAILURES, RECORDINGS, FeatureCache, open_store
+from avfuse.cache import RECORDINGS, FeatureCache, open_store
 from avfuse.cache_options import CacheExportOptions
 from avfuse.cached import group_of
 from avfuse.hdf5 import export_cache
+from avfuse.ledger import FAILURES
 from avfuse.schema import Failure, UsageError
 from avfuse.sealed import read_attributes, seal
 from avfuse.spec import folder_name
@@ -34,7 +35,7 @@ def fill(home: Path | str, compress: str = "none") -> FeatureCache:
     cache = FeatureCache.create(home, toy_spec(), {"made": "for a test"}, compress)
     for number, name in enumerate(NAMES):
         add_recording(cache, name, "train", 5 + number, seed=number)
-    cache.record_failure(Failure("broken/one", "unreadable", "because"))
+    cache.ledger.record(Failure("broken/one", "unreadable", "because"), None)
     return cache
 
 
@@ -87,7 +88,7 @@ def test_every_store_says_the_same_of_the_same_cache(store: Store, expected: Fea
     cache = FeatureCache.open(store.location)
     assert (cache.spec, cache.provenance) == (expected.spec, expected.provenance)
     assert cache.names() == sorted(NAMES)
-    assert cache.failures() == expected.failures() != []
+    assert cache.ledger.failures() == expected.ledger.failures() != []
     assert cache.digest(("train",)) == expected.digest(("train",))
     assert store.count_bytes() > expected.recording(NAMES[0]).video.num_bytes
     assert store.changed_s() == pytest.approx((Path(expected.path) / METADATA).stat().st_mtime, abs=600)

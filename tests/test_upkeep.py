@@ -168,7 +168,7 @@ def test_a_store_is_found_without_its_root_and_by_the_folder_that_holds_it(tmp_p
         checked(tmp_path)
     cache = FeatureCache.create(tmp_path, toy_spec(), {})
     add_recording(cache, "a", "train", 9, seed=0)
-    cache.record_failure(Failure("b", "unreadable", ""))
+    cache.ledger.record(Failure("b", "unreadable", ""), None)
     (Path(cache.path) / "zarr.json").unlink()
     for place in (tmp_path, Path(cache.path)):
         assert [item.path for item in checked(place).damages] == ["zarr.json"]

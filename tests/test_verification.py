@@ -34,7 +34,7 @@ def make_store(home: Path) -> Path:
     cache = FeatureCache.create(home, toy_spec(), {"weights": "none"})
     for number, name in enumerate(("a", "b/c")):
         add_recording(cache, name, "train", 9, seed=number)
-    cache.record_failure(Failure("d/e", "unreadable", "it was not to be read"))
+    cache.ledger.record(Failure("d/e", "unreadable", "it was not to be read"), None)
     return Path(cache.path)
 
 

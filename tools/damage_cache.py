@@ -103,7 +103,7 @@ class Harness:
             if opened.store.metadata("") != self.root:
                 return "other settings"
             opened.recordings()
-            opened.failures()
+            opened.ledger.failures()
             outcome = "equal"
         except UsageError:
             outcome = "refused"
@@ -202,7 +202,7 @@ def make_toy(home: Path, dtype: str = "float16", maps: str = "whole", views: int
             writer.append(maps_VNCHW[0], rng.normal(size=(num_clips, 5)).astype(np.float32), *maps_VNCHW[1:])
             time_s = np.arange(num_clips * 8) / 25
             writer.commit({"target": np.zeros((num_clips, 1), np.float32), "frame_time_s": time_s}, fps=25.0)
-    cache.record_failure(Failure("e", "unreadable", "it was not to be read"))
+    cache.ledger.record(Failure("e", "unreadable", "it was not to be read"), None)
     return cache.store
 
 

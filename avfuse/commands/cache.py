@@ -4,6 +4,7 @@ import click
 
 from avfuse.commands._diff import diff
 from avfuse.commands._exchange import export, import_
+from avfuse.commands._failures import failures
 from avfuse.commands._gc import gc
 from avfuse.commands._info import info
 from avfuse.commands._ls import list_
@@ -17,5 +18,5 @@ def cache() -> None:
     """Look after caches of features: check, mend, list, describe, compare and shrink them, take them elsewhere."""
 
 
-for command in (verify, repair, list_, info, diff, shrink, gc, export, import_):
+for command in (verify, repair, list_, info, failures, diff, shrink, gc, export, import_):
     cache.add_command(command)

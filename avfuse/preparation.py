@@ -1,0 +1,155 @@
+"""What an extraction is about to do, with everything refused that can be, before any video is opened."""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from avfuse import partitions, registry
+from avfuse.corpora import Corpus
+from avfuse.device import choose_device, choose_precision
+from avfuse.encoding import codecs
+from avfuse.engines import Engine
+from avfuse.knobs import parse_assignments, parse_shard
+from avfuse.networks import Networks
+from avfuse.options import ExtractOptions
+from avfuse.schema import Recording, UsageError
+from avfuse.spec import CacheSpec, FileDigests
+from avfuse.worker import ExtractJob
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """What an extraction is about to do.
+
+    Attributes
+    ----------
+    options : ExtractOptions
+        With the precision that was chosen.
+    corpus : Corpus
+    recordings, share : list of Recording
+        All of the corpus, and those that this job deals with.
+    digest : FileDigests
+    networks : Networks
+        Not placed yet.
+    spec : CacheSpec
+    engine : Engine
+    num_workers : int
+        0 where only the engine knows.
+    """
+
+    options: ExtractOptions
+    corpus: Corpus
+    recordings: list[Recording]
+    share: list[Recording]
+    digest: FileDigests
+    networks: Networks
+    spec: CacheSpec
+    engine: Engine
+    num_workers: int
+
+    def job(self, store: Path | str) -> ExtractJob:
+        """Return what makes the workers that write to a store."""
+        num_threads = None if self.num_workers < 2 else max(1, (os.cpu_count() or 1) // self.num_workers)
+        return ExtractJob(self.options, self.corpus, store, dict(registry.ENCODERS), num_threads)
+
+
+def prepare(options: ExtractOptions) -> Preparation:
+    """Build everything that can be refused, in the order of what it costs the user to be refused late.
+
+    Raises
+    ------
+    UsageError
+        If the corpus, its partitions, the weights or the engine cannot be used.
+    """
+    codecs(options.compress, options.dtype)  # whether it can be had
+    engine = _make_engine(options)
+    corpus, recordings = _open_corpus(options)
+    digest = FileDigests()
+    partitions.refuse_leaks(partitions.find_leaks(recordings, digest), options.allow_leaks)
+    device = choose_device(options.device)
+    networks = Networks.make(options, device)
+    chosen = replace(options, precision=choose_precision(options.precision, device))
+    share = _choose_share(recordings, options.shard)
+    return Preparation(
+        options=chosen,
+        corpus=corpus,
+        recordings=recordings,
+        share=share,
+        digest=digest,
+        networks=networks,
+        spec=networks.describe(chosen, corpus),
+        engine=engine,
+        num_workers=_count_workers(options, engine, device, len(share)),
+    )
+
+
+def _make_engine(options: ExtractOptions) -> Engine:
+    arguments = registry.check_arguments("engine", options.engine, parse_assignments(options.engine_option))
+    engine: Engine = registry.load("engine", options.engine)(**arguments)
+    return engine
+
+
+def _count_workers(options: ExtractOptions, engine: Engine, device: torch.device, num_recordings: int) -> int:
+    """Return the number of workers: one per GPU or core, and no more than recordings; 0 where only the engine knows."""
+    if options.num_workers or not engine.is_here:
+        return options.num_workers
+    num_places = torch.cuda.device_count() if device.type == "cuda" else os.cpu_count() or 1
+    return max(1, min(num_places, num_recordings))
+
+
+def _choose_share(recordings: list[Recording], shard: str | None) -> list[Recording]:
+    """Return the recordings of one of several jobs: dealt out by size, so that the shares take about as long.
+
+    Without a share that is named, a job of a SLURM array takes its own.
+    """
+    index, count = parse_shard(shard) if shard is not None else _slurm_share()
+    if count == 1:
+        return recordings
+    by_size = sorted(recordings, key=lambda recording: (-_num_bytes(recording.path), recording.name))
+    mine = by_size[index::count]
+    log.info("share %d of %d: %d of %d recordings", index + 1, count, len(mine), len(recordings))
+    return mine
+
+
+def _slurm_share() -> tuple[int, int]:
+    """Return number, from 0, and count of the jobs of this SLURM array; (0, 1) outside one."""
+    given = {name: os.environ.get(f"SLURM_ARRAY_TASK_{name}", "") for name in ("ID", "COUNT", "MIN", "STEP")}
+    number, count, first, step = (int(text) if text.isdecimal() else None for text in given.values())
+    if number is None or count is None or count < 2:
+        return 0, 1
+    index = (number - (first or 0)) // (step or 1)
+    if not 0 <= index < count:
+        raise UsageError(
+            f"SLURM_ARRAY_TASK_ID={number} and SLURM_ARRAY_TASK_COUNT={count} name no share of the recordings; "
+            "say which one this job does with --shard I/N"
+        )
+    return index, count
+
+
+def _num_bytes(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
+def _open_corpus(options: ExtractOptions) -> tuple[Corpus, list[Recording]]:
+    """Return the corpus with the arguments that the user gives it, and its recordings."""
+    arguments = registry.check_arguments(
+        "corpus", options.corpus, parse_assignments(options.corpus_option), reserved=("root",)
+    )
+    corpus: Corpus = registry.load("corpus", options.corpus)(options.root, **arguments)
+    recordings = corpus.recordings()
+    if options.faces == "cropped" and not any(recording.crops for recording in recordings):
+        raise UsageError(
+            f"corpus '{options.corpus}' has no aligned images of any recording of {options.root}; "
+            "let faces be found in the videos, with --faces detect"
+        )
+    return corpus, recordings

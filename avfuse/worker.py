@@ -1,0 +1,314 @@
+"""One function deals with one recording, `ExtractWorker.process`: the same under every engine, however often.
+
+A worker is one process. Several recordings are under way in it at once, each in a thread of its own::
+
+    decode (thread)  ->  detect, align  ->  encode (one thread, batches across recordings)  ->  write
+         a few frames ahead           a few batches ahead
+
+so that every stage has something to do and nothing is held of a recording but what lies between two stages. Networks
+are made when the first recording needs them.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import av.error
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from avfuse import footage, media, registry, views
+from avfuse.ahead import Ahead
+from avfuse.batching import Batcher, Ticket, User, is_out_of_memory
+from avfuse.cache import FeatureCache
+from avfuse.corpora import Corpus
+from avfuse.device import choose_device
+from avfuse.engines import Worker
+from avfuse.networks import Networks
+from avfuse.options import ExtractOptions
+from avfuse.schema import Failure, Receipt, Recording, RecordingError, RowCount, UsageError
+from avfuse.spec import FileDigests, Source, tell_differences
+from avfuse.timeline import ClipGrid, Timeline
+from avfuse.writer import RecordingWriter
+
+log = logging.getLogger(__name__)
+
+DECODED_AHEAD = 8  # frames, or pieces of sound, between the decoder and the detector
+BATCHES_AHEAD = 2  # of one recording, between the detector and the writer
+SIDE_BY_SIDE_CPU, SIDE_BY_SIDE_GPU = 2, 16
+_LACKING = {"no_audio_stream": "audio", "no_video_stream": "video"}
+
+
+@dataclass(frozen=True)
+class ExtractJob:
+    """Makes a worker in the process of an engine.
+
+    Attributes
+    ----------
+    options : ExtractOptions
+        With the precision that was chosen.
+    corpus : Corpus
+    store : Path or str
+        Where the features go; it is there.
+    encoders : mapping of str to str
+        The rows of the registry, to which a program may have added some.
+    num_threads : int or None
+        Threads of each operation of PyTorch; None leaves them as they are.
+    """
+
+    options: ExtractOptions
+    corpus: Corpus
+    store: Path | str
+    encoders: Mapping[str, str]
+    num_threads: int | None = None
+
+    def __call__(self, rank: int) -> ExtractWorker:
+        """Return the worker of this process."""
+        registry.ENCODERS.update(self.encoders)
+        if self.num_threads is not None:
+            torch.set_num_threads(self.num_threads)
+        return ExtractWorker(self, rank)
+
+
+class ExtractWorker(Worker):
+    """Turns recordings into features and commits them, one by one.
+
+    Parameters
+    ----------
+    job : ExtractJob
+    rank : int
+        Its number among the workers: of several GPUs it takes the one of this number.
+    """
+
+    def __init__(self, job: ExtractJob, rank: int) -> None:
+        self._options, self._corpus = job.options, job.corpus
+        self._cache = FeatureCache.open(job.store)
+        self._cache.compress = job.options.compress
+        self._cache.store.prepare()
+        self._digest = FileDigests()
+        self._device = _device_of(job.options.device, rank)
+        self.num_side_by_side = SIDE_BY_SIDE_CPU
+        if self._device.type == "cuda":
+            self.num_side_by_side = max(4, min(SIDE_BY_SIDE_GPU, os.cpu_count() or 1))
+        self._making = threading.Lock()
+        self._open = ExitStack()
+
+    def close(self) -> None:
+        """End the thread of the encoders."""
+        self._open.close()
+
+    def process(self, recording: Recording, on_progress: Callable[[int, int], None]) -> Receipt:
+        """Extract one recording and commit it, unless it is there; keep the reason if it cannot be used."""
+        source = None
+        try:
+            source = Source.of(recording, self._options.root, self._digest, with_crops=self._options.faces != "detect")
+            name, ledger = recording.name, self._cache.ledger
+            if self._cache.holds(name, source) or self._cache.relabel(name, source):
+                ledger.clear(name)
+                return Receipt(name, "present")
+            failure = None if self._options.retry_failed else ledger.find(name, source)
+            if failure is not None:
+                return Receipt(name, "set_aside", failure=failure)
+            receipt = self._extract(recording, source, on_progress)
+            ledger.clear(name)
+            return receipt
+        except Exception as error:  # whatever one recording does, its reason is kept and the others go on
+            return self._account(recording, source, error)
+
+    def _account(self, recording: Recording, source: Source | None, error: Exception) -> Receipt:
+        """Record why a recording could not be used, or say that the machine failed."""
+        name, failure = recording.name, describe_failure(recording, error)
+        if failure is None:
+            return Receipt(name, "stopped", error=_describe_error(error))
+        try:
+            if source is not None:
+                self._cache.remove(name)  # what is there was made from other files than those of now
+            self._cache.ledger.record(failure, source)
+        except (OSError, UsageError) as stopping:
+            return Receipt(name, "stopped", error=_describe_error(stopping))
+        return Receipt(name, "failed", failure=failure)
+
+    @property
+    def _ready(self) -> tuple[Networks, Batcher]:
+        with self._making:
+            return self._networks, self._batcher
+
+    @cached_property
+    def _networks(self) -> Networks:
+        networks = Networks.make(self._options, self._device)
+        spec, wanted = networks.describe(self._options, self._corpus), self._cache.spec
+        if spec.fingerprint != wanted.fingerprint:
+            told = tell_differences(wanted.to_json(), spec.to_json(), ("in the store", "here"))
+            raise UsageError(f"{self._cache.path} cannot be written to from here, where features would differ ({told})")
+        for encoder in (networks.video, networks.audio):
+            encoder.place(self._device, self._options.precision)
+        return networks
+
+    @cached_property
+    def _batcher(self) -> Batcher:
+        encoders = {"video": self._networks.video, "audio": self._networks.audio}
+        return self._open.enter_context(Batcher(encoders, self._options.batch_size, self._device))
+
+    def _extract(self, recording: Recording, source: Source, on_progress: Callable[[int, int], None]) -> Receipt:
+        """Extract and commit one recording, without sound or without picture if it lacks that and may."""
+        try:
+            return _Extraction(self, recording, source, on_progress).run()
+        except RecordingError as error:
+            lacking = _LACKING.get(error.reason)
+            if not self._options.allow_missing or lacking is None:
+                raise
+        return _Extraction(self, recording, source, on_progress, lacking).run()
+
+    def extraction(self) -> tuple[ExtractOptions, Corpus, FeatureCache, Networks, Batcher]:
+        """Return what an extraction works with."""
+        return self._options, self._corpus, self._cache, *self._ready
+
+
+class _Extraction:
+    """One recording on its way into the cache."""
+
+    def __init__(
+        self,
+        worker: ExtractWorker,
+        recording: Recording,
+        source: Source,
+        on_progress: Callable[[int, int], None],
+        lacking: str = "",
+    ) -> None:
+        self._options, self._corpus, self._cache, self._networks, self._batcher = worker.extraction()
+        self._recording, self._source, self._on_progress, self._lacking = recording, source, on_progress, lacking
+        self._pending: deque[tuple[list[Ticket], Ticket | None, int]] = deque()
+        self._num_submitted = self._num_written = 0
+
+    def run(self) -> Receipt:
+        """Decode, detect, encode, write, commit."""
+        options, recording = self._options, self._recording
+        timeline = self._timeline()
+        grid = ClipGrid.lay(timeline, options.hop)
+        target_FE, rows = footage.frame_targets(recording, timeline, self._corpus)
+        faces = footage.open_faces(recording, timeline.num_frames, self._networks.detector, options)
+        wanted_F = faces.detected_F()
+        wanted_F[grid.frame_NK] = True
+        with ExitStack() as stack:
+            reading = stack.enter_context(
+                media.Reading(
+                    recording.path,
+                    timeline,
+                    wanted_F,
+                    sound=self._lacking != "audio",
+                    picture=self._lacking != "video" and self._networks.detector is not None,
+                )
+            )
+            ahead = stack.enter_context(Ahead(reading, DECODED_AHEAD, f"decode {recording.name}"))
+            writer = stack.enter_context(RecordingWriter(self._cache, recording.name, self._source))
+            user = stack.enter_context(self._batcher.user())
+            writer.begin(grid.num_clips)
+            for video_BKYXC, sound_BS in footage.clips(recording, timeline, grid, faces, options.batch_size, ahead):
+                self._submit(user, video_BKYXC, sound_BS)
+                if len(self._pending) > BATCHES_AHEAD:
+                    self._write(user, writer, grid.num_clips)
+            while self._pending:
+                self._write(user, writer, grid.num_clips)
+            footage.check_losses(reading.losses, options.max_corrupt)
+            if self._lacking != "video":
+                footage.check_faces(faces, options.min_face_share)
+            face_share_N = faces.found_F[grid.frame_NK].mean(axis=1, dtype=np.float32)
+            writer.commit(
+                {
+                    "target": target_FE[grid.end_frame_N],
+                    "face_share": face_share_N,
+                    "end_frame": grid.end_frame_N,
+                    "end_time_s": grid.end_time_s,
+                    "frame_time_s": timeline.frame_time_s,
+                    "frame_target": target_FE,
+                    "frame_face": faces.found_F,
+                    "frame_face_probability": faces.probability_F,
+                },
+                fps=timeline.fps,
+                missing=self._lacking,
+                losses=reading.losses.counted(),
+            )
+        return _receipt(recording, face_share_N, rows)
+
+    def _timeline(self) -> Timeline:
+        if self._lacking != "video":
+            return media.probe(self._recording.path)
+        return media.probe_sound(self._recording.path)
+
+    def _submit(self, user: User, video_BKYXC: Tensor, sound_BS: npt.NDArray[np.float32]) -> None:
+        """Hand a batch of clips to the encoders, in all views."""
+        maps: list[Ticket] = []
+        if self._lacking != "video":
+            maps.append(user.submit("video", video_BKYXC))
+            if self._options.views > 1:
+                maps += self._submit_views(user, video_BKYXC.cpu().numpy())
+        sound = user.submit("audio", torch.from_numpy(sound_BS)) if self._lacking != "audio" else None
+        self._pending.append((maps, sound, len(sound_BS)))
+        self._num_submitted += len(sound_BS)
+
+    def _submit_views(self, user: User, plain_BKYXC: npt.NDArray[np.uint8]) -> list[Ticket]:
+        shown = (
+            views.show(plain_BKYXC, self._recording.name, self._num_submitted, view, self._options.flip)
+            for view in range(1, self._options.views)
+        )
+        return [user.submit("video", torch.from_numpy(clips_BKYXC)) for clips_BKYXC in shown]
+
+    def _write(self, user: User, writer: RecordingWriter, num_clips: int) -> None:
+        """Write the features of the oldest batch, zeros for a modality that is missing."""
+        tickets, sound, count = self._pending.popleft()
+        shapes = self._networks.video.feature_shape, self._networks.audio.feature_shape
+        maps = [user.wait(ticket) for ticket in tickets]
+        if not maps:
+            maps = [np.zeros((count, *shapes[0]), np.float32)] * self._options.views
+        audio_BA = np.zeros((count, *shapes[1]), np.float32) if sound is None else user.wait(sound)
+        writer.append(maps[0], audio_BA, *maps[1:])
+        self._num_written += count
+        self._on_progress(self._num_written, num_clips)
+
+
+def _receipt(recording: Recording, face_share_N: npt.NDArray[np.float32], rows: RowCount | None) -> Receipt:
+    return Receipt(recording.name, "extracted", len(face_share_N), float(face_share_N.mean()), rows)
+
+
+def _device_of(name: str, rank: int) -> torch.device:
+    """Return the device of a worker: of several GPUs, where none was named, the one of its number."""
+    device = choose_device(name)
+    if device.type == "cuda" and device.index is None:
+        return torch.device("cuda", rank % torch.cuda.device_count())
+    return device
+
+
+def describe_failure(recording: Recording, error: Exception) -> Failure | None:
+    """Turn what a recording ended with into a typed reason, None where the recording is not to blame.
+
+    An unknown error keeps its type and its message.
+    """
+    name = recording.name
+    if isinstance(error, RecordingError):
+        return Failure(name, error.reason, str(error), error.share)
+    if is_out_of_memory(error) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+        return Failure(name, "out_of_memory", str(error) or "the machine ran out of memory")
+    if isinstance(error, av.error.FFmpegError):
+        return Failure(name, "unreadable", f"{recording.path}: {error}")
+    if isinstance(error, (OSError, UsageError)):
+        return None
+    log.error("%s: unexpected %s", name, type(error).__name__, exc_info=error)
+    return Failure(name, "unexpected", f"{type(error).__name__}: {error}")
+
+
+def _describe_error(error: Exception) -> tuple[int, str, str]:
+    """Return number, message and place of an error that is not a recording's fault."""
+    if isinstance(error, OSError):
+        return error.errno or errno.EIO, error.strerror or str(error), str(error.filename or "")
+    return 0, str(error), ""
