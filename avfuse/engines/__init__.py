@@ -11,15 +11,15 @@ only receipts and progress back.
 What a recording does wrong is its receipt's affair; an engine sees to what a recording cannot say itself. One whose
 worker died is tried again at most `MAX_RETRIES` times, alone from then on, and then has a failure ``worker_died`` for
 its receipt, with ``is_recorded`` False, as nobody could record it. The others go on. A receipt ``stopped`` ends the
-run: nothing new is begun, what is under way is left to end, and no later receipt is yielded. Closing the iterator ends
-the workers.
+run: nothing new is begun, what is under way is left to end, and that receipt is the last. Closing the generator ends
+the workers: what is under way then is given up, and nothing of it is committed.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Generator, Sequence
+from typing import Any, ClassVar
 
 from avfuse.schema import Receipt, Recording
 
@@ -62,7 +62,14 @@ class Engine(ABC):
     ------
     UsageError
         If an argument cannot be used, or what the engine stands on is not installed.
+
+    Attributes
+    ----------
+    is_here : bool
+        Whether its workers share this machine, so that it is known how many there is room for.
     """
+
+    is_here: ClassVar[bool] = True
 
     @abstractmethod
     def __init__(self, **arguments: Any) -> None: ...
@@ -70,7 +77,7 @@ class Engine(ABC):
     @abstractmethod
     def run(
         self, job: Job, recordings: Sequence[Recording], num_workers: int, on_progress: OnProgress
-    ) -> Iterator[Receipt]:
+    ) -> Generator[Receipt, None, None]:
         """Yield the receipt of every recording.
 
         Parameters

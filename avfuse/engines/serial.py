@@ -5,10 +5,11 @@ Nothing stands between a recording that crashes the process and the run.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from functools import partial
 
 from avfuse.engines import Engine, Job, OnProgress
+from avfuse.engines._dispatch import deal_with
 from avfuse.schema import Receipt, Recording
 
 
@@ -20,14 +21,14 @@ class SerialEngine(Engine):
 
     def run(
         self, job: Job, recordings: Sequence[Recording], num_workers: int, on_progress: OnProgress
-    ) -> Iterator[Receipt]:
+    ) -> Generator[Receipt, None, None]:
         """Yield the receipt of every recording, in their order."""
         if not recordings:
             return
         worker = job(0)
         try:
             for recording in recordings:
-                receipt = worker.process(recording, partial(on_progress, recording.name))
+                receipt = deal_with(worker, recording, partial(on_progress, recording.name))
                 yield receipt
                 if receipt.outcome == "stopped":
                     return
