@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 
 from avfuse.inspection import SILENCE_DBFS, Inspection, Picture, Sound
-from avfuse.media import Timeline
 from avfuse.schema import (
     FAILURE_REASONS,
     PARTITIONS,
@@ -25,6 +24,7 @@ from avfuse.schema import (
     RowCount,
     row_tolerance,
 )
+from avfuse.timeline import Timeline
 
 PROBLEM, REMARK = "problem", "remark"
 NOTABLE_S = 0.05
@@ -36,7 +36,9 @@ RATED_PARTITIONS = PARTITIONS[:2]  # ratings of the test partition are often hel
 REFUSED = (
     "missing_file",
     "unreadable",
+    "over_limit",
     "truncated",
+    "too_short",
     "too_slow",
     "no_video_stream",
     "no_audio_stream",

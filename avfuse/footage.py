@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from avfuse import media
 from avfuse.corpora import Corpus
-from avfuse.faces import CROP_PX, CroppedFaces, FaceDetector, Faces, FaceTrack
-from avfuse.schema import Recording, RowCount
+from avfuse.crops import CROP_PX, CroppedFaces
+from avfuse.detection import FaceDetector
+from avfuse.faces import Faces, FaceTrack
+from avfuse.media import NO_PICTURE, Frame, Losses
+from avfuse.options import ExtractOptions
+from avfuse.schema import Recording, RecordingError, RowCount
+from avfuse.sound import Sound, SoundBuffer
 from avfuse.spec import list_crops
+from avfuse.timeline import ClipGrid, Timeline
 
 log = logging.getLogger(__name__)
 
 
-def open_faces(recording: Recording, num_frames: int, detector: FaceDetector | None, detect_every: int) -> Faces:
+def open_faces(recording: Recording, num_frames: int, detector: FaceDetector | None, options: ExtractOptions) -> Faces:
     """Return what yields the crops of a recording: the face in its video, or its aligned images without a detector.
 
     Raises
@@ -29,42 +34,149 @@ def open_faces(recording: Recording, num_frames: int, detector: FaceDetector | N
     """
     if detector is None:
         return CroppedFaces(list_crops(recording), num_frames)
-    return FaceTrack(detector, num_frames, detect_every, recording.face_side)
+    return FaceTrack(detector, num_frames, options.detect_every, recording.face_side, options.detection)
 
 
-def clip_batches(
-    recording: Recording, timeline: media.Timeline, grid: media.ClipGrid, faces: Faces, batch_size: int
-) -> Iterator[Tensor]:
-    """Yield the crops (B, K, 112, 112, 3), uint8, of up to so many clips at a time, on the device that found them.
+def clips(
+    recording: Recording,
+    timeline: Timeline,
+    grid: ClipGrid,
+    faces: Faces,
+    batch_size: int,
+    reading: Iterable[Frame | Sound],
+) -> Iterator[tuple[Tensor, npt.NDArray[np.float32]]]:
+    """Yield up to so many clips at a time: their crops, on the device that found them, and the sound under them.
 
-    Only frames of clips to come are held.
+    Only crops and sound of clips to come are held; a clip waits for its sound.
+
+    Parameters
+    ----------
+    recording : Recording
+    timeline : Timeline
+    grid : ClipGrid
+    faces : Faces
+    batch_size : int
+    reading : iterable of Frame or Sound
+        A `media.Reading` of the frames that the clips and the detector need, or what runs ahead of one; without its
+        picture where the faces come from aligned images.
+
+    Yields
+    ------
+    tuple of Tensor, (B, K, 112, 112, 3), uint8, and ndarray, (B, S), float32
     """
-    wanted_F = faces.detected_F()
-    wanted_F[grid.frame_NK] = True
-    crops = faces.crops(media.read_frames(recording.path, timeline, wanted_F))
-    held: dict[int, Tensor] = {}
-    black = torch.zeros((CROP_PX, CROP_PX, 3), dtype=torch.uint8, device=faces.device)
-    last_read, clips = -1, []
-    for frame_K in grid.frame_NK:
-        while last_read < frame_K[-1]:
-            last_read, crop = next(crops, (timeline.num_frames, black))
-            held[last_read] = crop
-        lost = [frame for frame in frame_K.tolist() if frame not in held]
-        faces.found_F[lost], faces.probability_F[lost] = False, 0.0  # it could not be decoded: nobody saw its face
-        clips.append(torch.stack([held.get(frame, black) for frame in frame_K.tolist()]))
-        # The next clip begins no earlier than this one; before the start several begin with the first frame.
-        held = {frame: crop for frame, crop in held.items() if frame >= frame_K[0]}
-        if len(clips) == batch_size:
-            yield torch.stack(clips)
-            clips = []
-    for _ in crops:
-        pass  # frames behind the last clip belong to no clip, but whether they show a face is recorded
-    if clips:
-        yield torch.stack(clips)
+    supply = _Supply(reading)
+    waiting = _Waiting(grid, faces, supply)
+    made: list[tuple[Tensor, npt.NDArray[np.float32]]] = []
+    for clip in _one_by_one(timeline, faces, supply, waiting):
+        made.append(clip)
+        if len(made) == batch_size:
+            yield _batch(made)
+            made = []
+    if made:
+        yield _batch(made)
+    if waiting.num_lost and supply.has_frames:
+        log.warning("%s: %d frames of clips could not be decoded, and are black", recording.name, waiting.num_lost)
+
+
+def _one_by_one(
+    timeline: Timeline, faces: Faces, supply: _Supply, waiting: _Waiting
+) -> Iterator[tuple[Tensor, npt.NDArray[np.float32]]]:
+    for index, crop in faces.crops(supply.frames()):
+        waiting.add(index, crop)
+        yield from waiting.ready(index)
+    for _ in supply.frames():  # whoever looks for faces takes them all, but for none
+        pass
+    yield from waiting.ready(timeline.num_frames)
+    supply.drain()
+
+
+def _batch(made: list[tuple[Tensor, npt.NDArray[np.float32]]]) -> tuple[Tensor, npt.NDArray[np.float32]]:
+    crops, sounds = zip(*made, strict=True)
+    return torch.stack(crops), np.stack(sounds)
+
+
+class _Supply:
+    """What a reading yields: the frames for who looks for faces, the sound into a buffer."""
+
+    def __init__(self, reading: Iterable[Frame | Sound]) -> None:
+        self._items = iter(reading)
+        self.has_frames = True
+        self.sound = SoundBuffer()
+
+    def frames(self) -> Iterator[tuple[int, npt.NDArray[np.uint8]]]:
+        """Yield the frames, until there is none; the sound between them is taken in."""
+        while self.has_frames and (item := self._next()) is not None:
+            if isinstance(item, Frame) and self.has_frames:
+                yield item.index, item.pixels_YXC
+
+    def hear(self, end_s: float) -> bool:
+        """Tell whether the sound up to a time is there; without frames, take in what is missing."""
+        while not self.sound.has(end_s):
+            if self.has_frames:
+                return False
+            self._next()
+        return True
+
+    def drain(self) -> None:
+        """Go through what is left, as what of it is lost is counted; it is behind the last clip."""
+        for _ in self._items:
+            pass
+
+    def _next(self) -> Frame | Sound | None:
+        item = next(self._items, None)
+        if item is None:
+            self.sound.end()
+        elif isinstance(item, Sound):
+            self.sound.add(*item)
+        elif item.index == NO_PICTURE.index:
+            self.has_frames = False
+        return item
+
+
+class _Waiting:
+    """Crops of clips to come, and which clip is next."""
+
+    def __init__(self, grid: ClipGrid, faces: Faces, supply: _Supply) -> None:
+        self._grid = grid
+        self._faces = faces
+        self._supply = supply
+        self._needed = set(np.unique(grid.frame_NK).tolist())
+        self._held: dict[int, Tensor] = {}
+        self._next = 0
+        self._black = torch.zeros((CROP_PX, CROP_PX, 3), dtype=torch.uint8, device=faces.device)
+        self.num_lost = 0
+
+    def add(self, index: int, crop: Tensor) -> None:
+        """Take in the crop of a frame."""
+        if index in self._needed:
+            self._held[index] = crop
+
+    def ready(self, upto: int) -> Iterator[tuple[Tensor, npt.NDArray[np.float32]]]:
+        """Yield the clips that end at frame `upto` or before, whose sound is there."""
+        grid = self._grid
+        while self._next < grid.num_clips and grid.frame_NK[self._next, -1] <= upto:
+            end_s, frame_K = float(grid.end_time_s[self._next]), grid.frame_NK[self._next]
+            if not self._supply.hear(end_s):
+                return
+            clip = torch.stack([self._crop(frame) for frame in frame_K.tolist()])
+            # The next clip begins no earlier than this one; before the start several begin with the first frame.
+            self._held = {frame: crop for frame, crop in self._held.items() if frame >= frame_K[0]}
+            self._next += 1
+            yield clip, self._supply.sound.read(end_s, grid.num_samples)
+
+    def _crop(self, frame: int) -> Tensor:
+        """Return the crop of a frame, black if it could not be decoded: nobody saw its face."""
+        if frame in self._held:
+            return self._held[frame]
+        if frame in self._needed:
+            self._needed.discard(frame)
+            self.num_lost += 1
+            self._faces.found_F[frame], self._faces.probability_F[frame] = False, 0.0
+        return self._black
 
 
 def frame_targets(
-    recording: Recording, timeline: media.Timeline, corpus: Corpus
+    recording: Recording, timeline: Timeline, corpus: Corpus
 ) -> tuple[npt.NDArray[np.float32], RowCount | None]:
     """Return the rating of each frame, (F, E), NaN where unrated, and how rows and frames met.
 
@@ -97,3 +209,38 @@ def frame_targets(
 def is_uneven(rows: RowCount) -> bool:
     """Whether some rows rate no frame, or some frames have no row."""
     return rows.num_dropped > 0 or rows.num_without > 0
+
+
+def check_losses(losses: Losses, max_corrupt: float) -> None:
+    """Refuse a recording of which too many packets are lost.
+
+    Raises
+    ------
+    RecordingError
+        With reason ``corrupt_packets`` and the share, when more of the picture's packets, or of the sound's, could not
+        be decoded than `max_corrupt`, a share; with reason ``truncated``, when the file broke off.
+    """
+    if losses.breaks_off:
+        raise RecordingError("truncated", "the file breaks off, or could not be read to its end")
+    for kind, num_lost, num_packets in (
+        ("video", losses.num_video_lost, losses.num_video_packets),
+        ("audio", losses.num_audio_lost, losses.num_audio_packets),
+    ):
+        if num_lost > max_corrupt * num_packets:
+            share = num_lost / num_packets
+            found = f"{num_lost} of {num_packets} {kind} packets cannot be decoded: {share:.1%}"
+            raise RecordingError("corrupt_packets", f"{found}, {max_corrupt:.1%} are allowed", share)
+
+
+def check_faces(faces: Faces, min_share: float) -> None:
+    """Refuse a recording of which too few frames show a face.
+
+    Raises
+    ------
+    RecordingError
+        With reason ``no_face`` and the share, when it is less than `min_share`.
+    """
+    share = float(faces.found_F.mean())
+    if share < min_share:
+        found = f"{int(faces.found_F.sum())} of {len(faces.found_F)} frames show a face: {share:.1%}"
+        raise RecordingError("no_face", f"{found}, {min_share:.1%} are wanted", share)

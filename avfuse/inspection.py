@@ -18,18 +18,18 @@ from pathlib import Path
 from typing import Any
 
 import av
-import av.error
 import numpy as np
 import numpy.typing as npt
 
 from avfuse import media
+from avfuse.container import Extent, Packets, audio_stream, check_sound, decode, open_file, video_stream
 from avfuse.schema import RecordingError
+from avfuse.sound import GAP_TOLERANCE_S, SAMPLE_FORMAT, kind_of, to_samples
+from avfuse.timeline import ClipGrid, Timeline
 
 GAP_INTERVALS = 2.5
 SILENCE_DBFS = -60.0
 SILENCE_WINDOW_S = 0.1
-TRUNCATED_SHARE, TRUNCATED_S = 0.02, 1.0
-"""A file that is shorter than its header says by more than both, this share and these seconds, has lost its end."""
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ class Inspection:
         Why extraction would refuse the file, or that its end is missing; empty for a file that can be used.
     """
 
-    timeline: media.Timeline | None = None
+    timeline: Timeline | None = None
     picture: Picture | None = None
     sound: Sound | None = None
     errors: tuple[RecordingError, ...] = ()
@@ -168,12 +168,15 @@ def inspect_media(path: Path, on_packet: Callable[[], object] = lambda: None) ->
     timeline = None
     try:
         timeline = media.probe(path, on_packet)
-        media.ClipGrid.lay(timeline, hop=1)
+        ClipGrid.lay(timeline, hop=1)
     except RecordingError as error:
-        if error.reason in {"missing_file", "unreadable"}:
+        if error.reason in {"missing_file", "unreadable", "over_limit"}:
             return Inspection(errors=(error,))
         errors.append(error)
-    scan = _Scan.of(path, on_packet)
+    try:
+        scan = _Scan.of(path, on_packet)
+    except RecordingError as error:
+        return Inspection(timeline, errors=(*errors, error))
     picture, sound = scan.picture.measure(timeline), scan.sound.measure()
     if picture is None and timeline is not None:
         errors.append(RecordingError("unreadable", f"{path}: no frame of its video stream can be decoded"))
@@ -181,65 +184,49 @@ def inspect_media(path: Path, on_packet: Callable[[], object] = lambda: None) ->
         what = "no sample of its audio stream can be decoded" if scan.sound.num_packets else "it holds no sound"
         errors.append(RecordingError("no_audio_stream", f"{path}: {what}"))
     if not any(error.reason == "truncated" for error in errors):
-        errors += scan.missing_end(path)
+        errors += scan.missing_end()
     return Inspection(timeline, picture, sound, tuple(errors))
 
 
 class _Scan:
     """One pass over the packets of a file: its first video and its first audio stream are decoded."""
 
-    def __init__(self, container: Any) -> None:
-        video = next(iter(container.streams.video), None)
-        audio = next(iter(container.streams.audio), None)
-        if video is not None:
-            video.thread_type = "AUTO"  # as extraction decodes
+    def __init__(self, container: Any, path: Path) -> None:
+        video, audio = _stream(video_stream, container, path), _stream(audio_stream, container, path)
         self.picture = _PictureScan(video, is_exact="mov" in container.format.name)
-        self.sound = _SoundScan()
-        self._parts = {stream.index: part for stream, part in ((video, self.picture), (audio, self.sound)) if stream}
-        self._unit_s = {stream.index: float(stream.time_base or 0) for stream in container.streams}
-        self._length_s = _header_length_s(container)
-        self._start_s, self._end_s = math.inf, 0.0
+        self.sound = _SoundScan(path)
+        parts = ((video, self.picture), (audio, self.sound))
+        self._parts = {stream.index: (stream, part) for stream, part in parts if stream is not None}
+        self._extent = Extent(container, path)
         self._break_off: str | None = None
 
     @classmethod
     def of(cls, path: Path, on_packet: Callable[[], object]) -> _Scan:
         """Read a file to its end, or to where it breaks off."""
-        with media.open_file(path) as container:
-            scan = cls(container)
-            try:
-                for packet in container.demux():
-                    on_packet()
-                    scan._add(packet)
-            except (av.error.FFmpegError, IndexError) as error:  # PyAV has no place for a stream that appears midway
-                scan._break_off = str(error)
+        with open_file(path) as container:
+            scan = cls(container, path)
+            packets = Packets(container, list(container.streams), on_packet)
+            for packet in packets:
+                scan._extent.add(packet)
+                if packet.stream_index in scan._parts:
+                    stream, part = scan._parts[packet.stream_index]
+                    part.add(packet, decode(stream, packet))
+            for stream, part in scan._parts.values():
+                part.add(None, decode(stream, None))
+        scan._break_off = packets.break_off
         return scan
 
-    def _add(self, packet: Any) -> None:
-        index = packet.stream_index
-        stamp = packet.dts if packet.pts is None else packet.pts
-        if packet.size and stamp is not None:
-            self._start_s = min(self._start_s, stamp * self._unit_s[index])
-            self._end_s = max(self._end_s, (stamp + (packet.duration or 0)) * self._unit_s[index])
-        if index in self._parts:
-            self._parts[index].add(packet)
-
-    def missing_end(self, path: Path) -> list[RecordingError]:
+    def missing_end(self) -> list[RecordingError]:
         """Return an error if the file ends, in any of its streams, before its header says."""
-        if self._break_off is not None:
-            return [RecordingError("truncated", f"{path} breaks off at {self._end_s:.3f} s: {self._break_off}")]
-        # The header tells the end or the length, which differ where the first stream does not begin at 0.
-        reached_s = self._end_s - min(self._start_s, 0.0)
-        if self._length_s - reached_s <= max(TRUNCATED_S, TRUNCATED_SHARE * self._length_s):
-            return []
-        return [RecordingError("truncated", f"{path} breaks off: it holds {reached_s:.3f} s of {self._length_s:.3f} s")]
+        return self._extent.missing_end(self._break_off)
 
 
-def _header_length_s(container: Any) -> float:
-    """Return the length that a file's header tells; 0 where it tells none, or what FFmpeg tells is its own estimate."""
-    if "avi" in container.format.name:  # FFmpeg scales the length by the size of the file, but keeps the counts
-        return max((stream.frames * float(stream.time_base) for stream in container.streams), default=0.0)
-    is_told = any(name in container.format.name for name in ("mov", "matroska"))
-    return (container.duration or 0) / av.time_base if is_told else 0.0
+def _stream(find: Callable[[Any, Path], Any], container: Any, path: Path) -> Any:
+    """Return a stream of a file, None where there is none that can be decoded."""
+    try:
+        return find(container, path)
+    except RecordingError:
+        return None
 
 
 class _PictureScan:
@@ -252,29 +239,25 @@ class _PictureScan:
         self._stamps = array("q")
         self._rotation_deg = 0
 
-    def add(self, packet: Any) -> None:
-        """Decode a packet; the empty one at the end gives the frames that the decoder still holds."""
-        if packet.size:
+    def add(self, packet: Any, frames: list[Any] | None) -> None:
+        """Count a packet, and take in the frames that it completes, None if it failed; the last ones have no packet."""
+        if packet is not None:
             self._num_packets += 1
             self._num_discarded += packet.is_discard
-        try:
-            frames = packet.decode()
-        except av.error.FFmpegError:
-            self._num_failed += 1
-            return
-        for frame in frames:
+            self._num_failed += frames is None
+        for frame in frames or ():
             if self._num_decoded == 0:
                 self._rotation_deg = frame.rotation
             self._num_decoded += 1
             if frame.pts is not None:
                 self._stamps.append(frame.pts)
 
-    def measure(self, timeline: media.Timeline | None) -> Picture | None:
+    def measure(self, timeline: Timeline | None) -> Picture | None:
         """Describe the stream by the timeline of extraction or, where there is none, by the decoded frames."""
         if not self._stamps:
             return None
         stamps_F = np.array(self._stamps, np.int64)
-        timeline = timeline or media.Timeline.from_pts(stamps_F, self._unit_s)
+        timeline = timeline or Timeline.from_pts(stamps_F, self._unit_s)
         time_s = timeline.frame_time_s
         # A single frame has no interval: that of the timeline stands for it.
         interval_s = np.diff(time_s) if len(time_s) > 1 else np.array([1 / timeline.fps])
@@ -308,7 +291,8 @@ class _PictureScan:
 class _SoundScan:
     """The decoded pieces of an audio stream, as far as they are counted."""
 
-    def __init__(self) -> None:
+    def __init__(self, path: Path) -> None:
+        self._path = path
         self.num_packets = 0
         self._num_failed = self._num_samples = self._rate_hz = 0
         self._start_s = self._end_s = self._samples_s = self._steps_s = 0.0
@@ -316,15 +300,13 @@ class _SoundScan:
         self._longest_gap: tuple[float, float | None] = (0.0, None)  # its length, and where it begins
         self._level = _Level()
 
-    def add(self, packet: Any) -> None:
-        """Decode a packet; the empty one at the end gives what the decoder still holds."""
-        self.num_packets += packet.size > 0
-        try:
-            frames = packet.decode()
-        except av.error.FFmpegError:
-            self._num_failed += 1
-            return
-        for frame in frames:
+    def add(self, packet: Any, frames: list[Any] | None) -> None:
+        """Count a packet, and take in the pieces that it completes, None if it failed; the last ones have no packet."""
+        if packet is not None:
+            self.num_packets += 1
+            self._num_failed += frames is None
+        for frame in frames or ():
+            check_sound(frame.sample_rate, frame.layout.nb_channels, self._path)
             self._place(frame)
             self._level.add(frame)
 
@@ -335,7 +317,7 @@ class _SoundScan:
             self._rate_hz, self._start_s, self._end_s = frame.sample_rate, start_s or 0.0, start_s or 0.0
         start_s = self._end_s if start_s is None else start_s
         step_s = start_s - self._end_s
-        if abs(step_s) > media.GAP_TOLERANCE_S:
+        if abs(step_s) > GAP_TOLERANCE_S:
             self._steps_s += step_s
             self._num_gaps += step_s > 0
             self._num_overlaps += step_s < 0
@@ -376,11 +358,11 @@ class _Level:
 
     def add(self, frame: Any) -> None:
         """Take in a decoded piece of sound."""
-        if media.kind_of(frame) != self._kind:  # what is left of a window of the other kind is let go of
-            self._kind, self._held_S = media.kind_of(frame), np.zeros(0, np.float32)
-            self._resampler = av.AudioResampler(format=media.SAMPLE_FORMAT, layout="mono")
+        if kind_of(frame) != self._kind:  # what is left of a window of the other kind is let go of
+            self._kind, self._held_S = kind_of(frame), np.zeros(0, np.float32)
+            self._resampler = av.AudioResampler(format=SAMPLE_FORMAT, layout="mono")
         window = round(SILENCE_WINDOW_S * frame.sample_rate)
-        sound_S = np.concatenate([self._held_S, media.to_samples(self._resampler.resample(frame))])
+        sound_S = np.concatenate([self._held_S, to_samples(self._resampler.resample(frame))])
         whole = len(sound_S) // window * window
         self._count(sound_S[:whole].reshape(-1, window))
         self._held_S = sound_S[whole:]

@@ -12,12 +12,13 @@ from avfuse import media, registry, views
 from avfuse.corpora import Corpus
 from avfuse.crops import CROPPED
 from avfuse.detection import FaceDetector
+from avfuse.faces import describe_faces
 from avfuse.encoders import Encoder
 from avfuse.knobs import parse_assignments
 from avfuse.options import ExtractOptions
 from avfuse.schema import UsageError
 from avfuse.spec import CacheSpec
-from avfuse.timeline import CLIP_DILATION, CLIP_FRAMES, SOUND_INTERVALS
+from avfuse.timeline import CLIP_DILATION, CLIP_FRAMES, SAMPLE_RATE_HZ, SOUND_INTERVALS
 
 PIPELINE_VERSION = 3  # to be raised whenever the same settings give other features
 
@@ -52,8 +53,7 @@ class Networks:
         """
         detector = CROPPED
         if self.detector is not None:
-            looked = {"detection": options.detection, "detect_every": options.detect_every}
-            detector = {**self.detector.fingerprint, **looked}
+            detector = describe_faces(self.detector, options.detection, options.detect_every)
         return CacheSpec(
             dataset=options.dataset or options.root.resolve().name,
             corpus=options.corpus,
@@ -66,7 +66,7 @@ class Networks:
                 "dilation": CLIP_DILATION,
                 "hop": options.hop,
                 "sound_intervals": SOUND_INTERVALS,
-                "sample_rate_hz": media.SAMPLE_RATE_HZ,
+                "sample_rate_hz": SAMPLE_RATE_HZ,
             },
             video=self.video.fingerprint,
             audio=self.audio.fingerprint,

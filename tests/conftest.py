@@ -24,6 +24,9 @@ import numpy.typing as npt
 import pytest
 
 import avfuse  # noqa: F401  sets what must be set before any test imports torch
+from avfuse.media import Frame, Reading, probe, probe_sound
+from avfuse.sound import Sound, SoundBuffer
+from avfuse.timeline import Timeline
 
 pytest_plugins = ["s3"]  # the fixtures of a server
 
@@ -182,3 +185,21 @@ def repeat_stamps(source: Path, path: Path, places: Sequence[int]) -> Path:
         return seen[-1]
 
     return remux(source, path, restamp=restamp)
+
+
+def frames_of(path: Path, timeline: Timeline | None = None) -> dict[int, npt.NDArray[np.uint8]]:
+    """Return every frame of a recording that can be decoded, by its index, in the order of decoding."""
+    timeline = timeline or probe(path)
+    with Reading(path, timeline, np.ones(timeline.num_frames, np.bool_), sound=False) as reading:
+        return {item.index: item.pixels_YXC for item in reading if isinstance(item, Frame)}
+
+
+def sound_of(path: Path) -> SoundBuffer:
+    """Return all the sound of a recording."""
+    buffer = SoundBuffer()
+    with Reading(path, probe_sound(path), np.zeros(0, np.bool_), picture=False) as reading:
+        for item in reading:
+            if isinstance(item, Sound):
+                buffer.add(*item)
+    buffer.end()
+    return buffer

@@ -39,11 +39,25 @@ LAYERS = {
     "options": (0, 2),
     "cache_options": (0, 3),
     **dict.fromkeys(
-        ("media", "faces", "encoding", "runs", "device", "synthesis", "views", "augment", "arrays", "batching"), (1, 0)
+        (
+            "timeline",
+            "container",
+            "areas",
+            "crops",
+            "encoding",
+            "runs",
+            "device",
+            "synthesis",
+            "views",
+            "augment",
+            "arrays",
+            "batching",
+        ),
+        (1, 0),
     ),
     **dict.fromkeys(("protocols", "statistics", "submission", *PLUGS), (1, 0)),
-    **dict.fromkeys(("cached", "declarations", "ledger"), (1, 1)),
-    **dict.fromkeys(("cache", "mapping"), (1, 2)),
+    **dict.fromkeys(("cached", "declarations", "detection", "ledger", "sound", "survey"), (1, 1)),
+    **dict.fromkeys(("cache", "mapping", "media", "faces"), (1, 2)),
     **dict.fromkeys(("writer", "gathering"), (1, 3)),
     **dict.fromkeys(
         ("dataset", "losses", "scores", "checkpoint", "inspection", "footage", "overlapping", "alignment"), (2, 0)
@@ -65,11 +79,22 @@ LAYERS = {
 }
 # What a stage never reaches, directly or through others.
 WALLS = {
-    "train": {"media", "faces", "encoders", "corpora", "extract", "report", "demo"},
+    "train": {"media", "faces", "detection", "crops", "encoders", "corpora", "extract", "report", "demo"},
     "extract": {"fusion", "losses", "metrics", "dataset", "checkpoint", "runs"},
-    "audit": {"faces", "encoders", "fusion", "cache", "dataset", "checkpoint", "runs", "device"},
-    "predict": {"media", "faces", "encoders", "corpora", "extract", "train", "report", "demo"},
-    "report": {"media", "faces", "encoders", "corpora", "fusion", "checkpoint", "cache", "device"},
+    "audit": {"faces", "detection", "crops", "encoders", "fusion", "cache", "dataset", "checkpoint", "runs", "device"},
+    "predict": {"media", "faces", "detection", "crops", "encoders", "corpora", "extract", "train", "report", "demo"},
+    "report": {
+        "media",
+        "faces",
+        "detection",
+        "crops",
+        "encoders",
+        "corpora",
+        "fusion",
+        "checkpoint",
+        "cache",
+        "device",
+    },
 }
 UNTESTED = {"__init__", "__main__", "cli"}  # their tests are test_architecture.py and test_end_to_end.py
 DOOR = {"cli", "commands", "terminal"}

@@ -2,18 +2,25 @@
 
 import logging
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
+import torch
 from PIL import Image
 
 from avfuse import footage
-from avfuse.faces import CROP_PX, CroppedFaces, FaceTrack
-from avfuse.media import ClipGrid, Timeline
+from avfuse.crops import CROP_PX, CroppedFaces
+from avfuse.faces import FaceTrack
+from avfuse.media import NO_PICTURE, Frame, Losses
+from avfuse.options import ExtractOptions
 from avfuse.schema import Annotation, Recording, RecordingError, RowCount
+from avfuse.sound import NO_MORE, Sound
+from avfuse.timeline import SAMPLE_RATE_HZ as RATE_HZ
+from avfuse.timeline import ClipGrid, Timeline
 
 NUM_FRAMES = 61
 TIMELINE = Timeline.from_pts(np.arange(NUM_FRAMES), 0.04)
@@ -23,54 +30,80 @@ RECORDING = Recording("a", Path("a.mp4"), "train", "someone")
 class Shown:
     """Faces in all frames but some, seen by none of the detector's frames but the first; a crop shows its index."""
 
+    device = torch.device("cpu")
+
     def __init__(self, lost: tuple[int, ...] = ()) -> None:
         self.found_F = np.ones(NUM_FRAMES, np.bool_)
         self.probability_F = np.ones(NUM_FRAMES, np.float32)
         self.lost = lost
         self.asked: list[int] = []
 
-    def detected_F(self) -> npt.NDArray[np.bool_]:
-        return np.arange(NUM_FRAMES) == 0
-
-    def crops(self, frames: Iterable[int]) -> Iterator[tuple[int, npt.NDArray[np.uint8]]]:
-        for index in frames:
+    def crops(self, frames: Iterable[tuple[int, Any]]) -> Iterator[tuple[int, torch.Tensor]]:
+        for index, _ in frames:
             self.asked.append(index)
             if index not in self.lost:
-                yield index, np.full((CROP_PX, CROP_PX, 3), index + 1, np.uint8)
+                yield index, torch.full((CROP_PX, CROP_PX, 3), index + 1, dtype=torch.uint8)
 
 
-@pytest.fixture(autouse=True)
-def decoded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let frames be read by their indices alone."""
+def pieces(lag_s: float = 0.0, end_s: float = NUM_FRAMES * 0.04) -> list[Frame | Sound]:
+    """Return the frames of the clips, and a sound whose samples count up, `lag_s` behind them in the file."""
+    items: list[tuple[float, Frame | Sound]] = []
+    for index, time_s in enumerate(TIMELINE.frame_time_s.tolist()):
+        items.append((time_s, Frame(index, np.zeros((1, 1, 3), np.uint8))))
+    for start in range(0, round(end_s * RATE_HZ), 1000):
+        samples_S = np.arange(start, min(start + 1000, round(end_s * RATE_HZ)), dtype=np.float32)
+        items.append((start / RATE_HZ + lag_s, Sound(start, samples_S)))
+    return [item for _, item in sorted(items, key=lambda pair: pair[0])]
 
-    def read_frames(path: Path, timeline: Timeline, wanted_F: npt.NDArray[np.bool_]) -> Iterator[int]:
-        return iter(np.flatnonzero(wanted_F).tolist())
 
-    monkeypatch.setattr(footage.media, "read_frames", read_frames)
+def batches(
+    faces: Any, hop: int, size: int, reading: Iterable[Frame | Sound]
+) -> Iterator[tuple[torch.Tensor, npt.NDArray[np.float32]]]:
+    return footage.clips(RECORDING, TIMELINE, ClipGrid.lay(TIMELINE, hop), faces, size, reading)
 
 
-def batches(faces: Any, hop: int, size: int) -> Iterator[npt.NDArray[np.uint8]]:
-    return footage.clip_batches(RECORDING, TIMELINE, ClipGrid.lay(TIMELINE, hop), faces, size)
+def under(grid: ClipGrid, end_s: float = NUM_FRAMES * 0.04) -> npt.NDArray[np.float32]:
+    """Return the sound under each clip, (N, S), of `pieces`."""
+    sample_NS = np.round(grid.end_time_s * RATE_HZ)[:, None] + np.arange(-grid.num_samples, 0)
+    return np.where((sample_NS >= 0) & (sample_NS < round(end_s * RATE_HZ)), sample_NS, 0).astype(np.float32)
 
 
 @pytest.mark.parametrize("size", [1, 3, 7, 100])
 @pytest.mark.parametrize("hop", [1, 8, 100])
-def test_clips_hold_their_frames_whatever_the_size_of_a_batch(hop: int, size: int) -> None:
+def test_clips_hold_their_frames_and_their_sound_whatever_the_size_of_a_batch(hop: int, size: int) -> None:
     faces, grid = Shown(), ClipGrid.lay(TIMELINE, hop)
-    made = list(batches(faces, hop, size))
-    assert [len(clips) for clips in made[:-1]] == [size] * (len(made) - 1)
-    assert 1 <= len(made[-1]) <= size
-    clips_NKYXC = np.concatenate(made)
+    made = list(batches(faces, hop, size, pieces()))
+    assert [len(clips) for clips, _ in made[:-1]] == [size] * (len(made) - 1)
+    assert 1 <= len(made[-1][0]) <= size
+    clips_NKYXC = np.concatenate([clips.numpy() for clips, _ in made])
     assert clips_NKYXC.shape == (grid.num_clips, 8, CROP_PX, CROP_PX, 3)
     np.testing.assert_array_equal(clips_NKYXC[..., 5, 7, 1], grid.frame_NK + 1)
     assert (clips_NKYXC == clips_NKYXC[:, :, :1, :1, :1]).all()
-    assert faces.asked == sorted({0, *grid.frame_NK.ravel().tolist()})  # no frame is decoded that nobody looks at
+    np.testing.assert_array_equal(np.concatenate([sound_BS for _, sound_BS in made]), under(grid))
     assert faces.found_F.all()
+
+
+@pytest.mark.parametrize("lag_s", [-1.0, 0.5, 1.5, 9.0])
+@pytest.mark.parametrize("end_s", [0.7, NUM_FRAMES * 0.04])
+def test_a_clip_waits_for_its_sound(lag_s: float, end_s: float) -> None:
+    """The sound may come before or behind the picture, and end early."""
+    grid = ClipGrid.lay(TIMELINE, 8)
+    made = list(batches(Shown(), 8, 2, pieces(lag_s, end_s)))
+    np.testing.assert_array_equal(torch.cat([clips for clips, _ in made])[..., 5, 7, 1], grid.frame_NK + 1)
+    np.testing.assert_array_equal(np.concatenate([sound_BS for _, sound_BS in made]), under(grid, end_s))
+
+
+@pytest.mark.parametrize("lag_s", [0.0, 9.0])
+def test_clips_without_sound_are_silent(lag_s: float) -> None:
+    frames = [item for item in pieces(lag_s) if isinstance(item, Frame)]
+    sounds = [sound_BS for _, sound_BS in batches(Shown(), 8, 2, [NO_MORE, *frames])]
+    assert sum(map(len, sounds)) == ClipGrid.lay(TIMELINE, 8).num_clips
+    assert not np.concatenate(sounds).any()
 
 
 def test_frames_are_read_when_they_are_needed() -> None:
     faces = Shown()
-    lazy = batches(faces, 8, 2)
+    lazy = batches(faces, 8, 2, pieces(-0.1))
     assert faces.asked == []
     next(lazy)
     assert faces.asked[-1] == 15  # where the second clip ends
@@ -78,25 +111,94 @@ def test_frames_are_read_when_they_are_needed() -> None:
     assert faces.asked[-1] == 31
 
 
-def test_a_frame_that_cannot_be_decoded_is_black_and_without_face() -> None:
+def test_a_frame_that_cannot_be_decoded_is_black_and_without_face(caplog: pytest.LogCaptureFixture) -> None:
     faces = Shown(lost=(11, 55))
-    clips_NKYXC = np.concatenate(list(batches(faces, 8, 4)))
+    with caplog.at_level(logging.WARNING):
+        clips_NKYXC = torch.cat([clips for clips, _ in batches(faces, 8, 4, pieces())]).numpy()
     frame_NK = ClipGrid.lay(TIMELINE, 8).frame_NK
     expected_NK = np.where(np.isin(frame_NK, (11, 55)), 0, frame_NK + 1)
     np.testing.assert_array_equal(clips_NKYXC.max(axis=(2, 3, 4)), expected_NK)
     assert np.flatnonzero(~faces.found_F).tolist() == np.flatnonzero(faces.probability_F == 0).tolist() == [11, 55]
+    assert caplog.messages == ["a: 2 frames of clips could not be decoded, and are black"]
+
+
+def test_aligned_images_need_no_picture(tmp_path: Path) -> None:
+    for index in range(NUM_FRAMES):
+        Image.new("RGB", (CROP_PX, CROP_PX), (index + 1,) * 3).save(tmp_path / f"{index + 1:05}.png")
+    faces = CroppedFaces({index: tmp_path / f"{index + 1:05}.png" for index in range(NUM_FRAMES)}, NUM_FRAMES)
+    taken: list[Any] = []
+    sounds = (taken.append(item) or item for item in pieces() if isinstance(item, Sound))
+    lazy = batches(faces, 8, 2, chain([NO_PICTURE], sounds))
+    first_clips, first_S = next(lazy)
+    assert len(taken) <= 0.6 * RATE_HZ / 1000 + 2  # the sound is read when it is needed
+    rest = list(lazy)
+    grid = ClipGrid.lay(TIMELINE, 8)
+    clips_NKYXC = torch.cat([first_clips, *(clips for clips, _ in rest)])
+    np.testing.assert_array_equal(clips_NKYXC[..., 5, 7, 1], grid.frame_NK + 1)
+    np.testing.assert_array_equal(np.concatenate([first_S, *(sound_BS for _, sound_BS in rest)]), under(grid))
+    assert len(taken) == len([item for item in pieces() if isinstance(item, Sound)])  # to its end, to count losses
+
+
+def test_a_recording_without_picture_is_black_and_its_sound_is_not_held() -> None:
+    faces, taken = Shown(), []
+    sounds = (taken.append(item) or item for item in pieces() if isinstance(item, Sound))
+    lazy = batches(faces, 8, 2, chain([NO_PICTURE], sounds))
+    clips, sound_BS = next(lazy)
+    assert len(taken) <= 0.6 * RATE_HZ / 1000 + 2
+    assert not clips.any()
+    np.testing.assert_array_equal(sound_BS, under(ClipGrid.lay(TIMELINE, 8))[:2])
+    assert not any(clips.any() for clips, _ in lazy)
+    assert faces.asked == []
+
+
+@pytest.mark.parametrize(
+    ("losses", "message", "share"),
+    [
+        (Losses(100, 5, 200, 10), None, None),
+        (Losses(100, 6, 200, 0), r"6 of 100 video packets cannot be decoded: 6\.0%, 5\.0% are allowed", 0.06),
+        (Losses(100, 0, 200, 11), r"11 of 200 audio packets cannot be decoded: 5\.5%, 5\.0% are allowed", 0.055),
+        (Losses(0, 0, 0, 0), None, None),
+    ],
+)
+def test_too_many_lost_packets_set_a_recording_aside(losses: Losses, message: str | None, share: float | None) -> None:
+    if message is None:
+        footage.check_losses(losses, 0.05)
+        return
+    with pytest.raises(RecordingError, match=message) as caught:
+        footage.check_losses(losses, 0.05)
+    assert (caught.value.reason, caught.value.share) == ("corrupt_packets", share)
+
+
+def test_a_file_that_broke_off_while_it_was_read_is_set_aside() -> None:
+    with pytest.raises(RecordingError, match="breaks off") as caught:
+        footage.check_losses(Losses(100, 0, 200, 0, breaks_off=True), 1.0)
+    assert caught.value.reason == "truncated"
+
+
+@pytest.mark.parametrize(("num_found", "min_share", "is_refused"), [(6, 0.1, True), (7, 0.1, False), (0, 0.0, False)])
+def test_a_recording_must_show_a_face(num_found: int, min_share: float, is_refused: bool) -> None:
+    faces: Any = Shown()
+    faces.found_F[num_found:] = False
+    if not is_refused:
+        footage.check_faces(faces, min_share)
+        return
+    with pytest.raises(RecordingError, match=r"6 of 61 frames show a face: 9\.8%, 10\.0% are wanted") as caught:
+        footage.check_faces(faces, min_share)
+    assert (caught.value.reason, caught.value.share) == ("no_face", 6 / 61)
 
 
 def test_faces_come_from_the_video_or_from_aligned_images(tmp_path: Path) -> None:
     detector: Any = object()
     sided = Recording("a", Path("a.mp4"), "train", "someone", face_side="left", crops=tmp_path)
-    track = footage.open_faces(sided, NUM_FRAMES, detector, 4)
+    options = ExtractOptions(root=tmp_path, detect_every=4, detection="every")
+    track = footage.open_faces(sided, NUM_FRAMES, detector, options)
     assert isinstance(track, FaceTrack)
     assert (track.detector, track.num_frames, track.detect_every, track.side) == (detector, NUM_FRAMES, 4, "left")
+    assert track.detection == "every"
     with pytest.raises(RecordingError, match="holds no image"):
-        footage.open_faces(sided, NUM_FRAMES, None, 4)
+        footage.open_faces(sided, NUM_FRAMES, None, options)
     Image.new("RGB", (CROP_PX, CROP_PX), (9, 9, 9)).save(tmp_path / "00003.png")
-    cropped = footage.open_faces(sided, NUM_FRAMES, None, 4)
+    cropped = footage.open_faces(sided, NUM_FRAMES, None, options)
     assert isinstance(cropped, CroppedFaces)
     assert [index for index, crop in cropped.crops() if crop.any()] == [2]
 

@@ -11,11 +11,14 @@ import av
 import numpy as np
 import numpy.typing as npt
 import pytest
-from conftest import FRAME_PX, flash, remux, repeat_stamps, write_changing_sound, write_video
+from conftest import FRAME_PX, flash, frames_of, remux, repeat_stamps, write_changing_sound, write_video
 
+from avfuse import inspection as inspection_module
 from avfuse import media
+from avfuse.container import open_file
 from avfuse.inspection import Inspection, Picture, Sound, inspect_media
 from avfuse.schema import Annotation
+from avfuse.timeline import ClipGrid
 
 RATE_HZ = 44_100
 FPS = 25
@@ -275,7 +278,7 @@ def test_frames_before_the_first_key_frame_are_lost(tmp_path: Path) -> None:
     )
     picture, _, _ = measured(path)
     timeline = media.probe(path)
-    shown = [index for index, _ in media.read_frames(path, timeline, np.ones(timeline.num_frames, np.bool_))]
+    shown = frames_of(path, timeline)
     assert picture.num_frames == timeline.num_frames == 95
     assert picture.num_decoded == len(shown) < 95
     assert picture.num_lost == 95 - len(shown)
@@ -462,7 +465,7 @@ def test_clips_get_the_ratings_of_their_time(
     rated_s = np.arange(0.0, 30.0, 0.1)
     target_FE = Annotation(("valence",), trace(rated_s)[:, None], rated_s).at(inspection.timeline.frame_time_s)
     for hop in (1, 8):
-        grid = media.ClipGrid.lay(inspection.timeline, hop)
+        grid = ClipGrid.lay(inspection.timeline, hop)
         assert grid.num_clips > 300 / hop
         np.testing.assert_allclose(target_FE[grid.end_frame_N, 0], trace(put_s[grid.end_frame_N]), atol=1e-3)
         # A clip ends while its last frame is shown.
@@ -474,9 +477,9 @@ def test_clips_get_the_ratings_of_their_time(
 def test_both_streams_are_decoded_in_one_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The file is opened twice, once for the time stamps and once for all that is decoded."""
     path = _whole(tmp_path, "mp4")
-    opened = []
-    open_file = media.open_file
-    monkeypatch.setattr(media, "open_file", lambda path: opened.append(path) or open_file(path))
+    opened: list[Path] = []
+    for module in (media, inspection_module):
+        monkeypatch.setattr(module, "open_file", lambda path: opened.append(path) or open_file(path))
     inspect_media(path)
     assert opened == [path, path]
 

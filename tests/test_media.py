@@ -2,7 +2,7 @@
 
 import contextlib
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,18 +18,22 @@ from conftest import (
     FRAME_PX,
     beep,
     flash,
+    frames_of,
     remux,
     repeat_stamps,
+    sound_of,
     write_changing_sound,
     write_video,
 )
 
 from avfuse import media
 from avfuse.encoders.spectrogram_resnet import MIN_SAMPLES, SpectrogramResNetEncoder
-from avfuse.media import ClipGrid, SoundReader, Timeline, probe, read_frames
+from avfuse.media import NO_PICTURE, Frame, Losses, Reading, probe, probe_sound
 from avfuse.schema import Annotation, RecordingError
+from avfuse.sound import GAP_TOLERANCE_S, NO_MORE, Sound, SoundBuffer
+from avfuse.timeline import SAMPLE_RATE_HZ as RATE_HZ
+from avfuse.timeline import ClipGrid, Timeline
 
-RATE_HZ = media.SAMPLE_RATE_HZ
 CONSTANT_S = np.arange(120) / 30
 # Frames 20 to 100 ms apart; the flash's frame is shown long enough to own a slot.
 VARIABLE_S = np.concatenate([[0.0], np.cumsum(np.random.default_rng(0).uniform(0.02, 0.1, 70))])
@@ -65,19 +69,11 @@ def write_flash_and_beep(folder: Path, name: str) -> tuple[Path, float]:
     return folder / name, float(settings["frame_time_s"][FLASH])
 
 
-def every_frame(path: Path, timeline: Timeline) -> dict[int, npt.NDArray[np.uint8]]:
-    return dict(read_frames(path, timeline, np.ones(timeline.num_frames, np.bool_)))
-
-
-def grid_of(num_frames: int, hop: int, fps: float = 30.0) -> ClipGrid:
-    return ClipGrid.lay(Timeline.from_pts(np.arange(num_frames), 1 / fps), hop)
-
-
 @every_recording
 def test_flash_is_in_its_frame(name: str, tmp_path: Path) -> None:
     path, flash_s = write_flash_and_beep(tmp_path, name)
     timeline = probe(path)
-    frames = every_frame(path, timeline)
+    frames = frames_of(path, timeline)
     assert list(frames) == list(range(len(RECORDINGS[name]["frame_time_s"])))
     assert [i for i, image in frames.items() if image.mean() > (DARK + BRIGHT) / 2] == [FLASH]
     assert timeline.variable == name.startswith("variable")
@@ -100,18 +96,18 @@ def test_beep_is_where_it_was_put(name: str, tmp_path: Path) -> None:
     path, _ = write_flash_and_beep(tmp_path, name)
     grid = ClipGrid.lay(probe(path), hop=8)
     num_heard = 0
-    with SoundReader(path) as sound:
-        for end_s in grid.end_time_s:
-            window_S = sound.read(end_s, grid.num_samples)
-            start_s = end_s - grid.num_samples / RATE_HZ
-            loud = np.flatnonzero(np.abs(window_S) > 0.1)  # the tone's peak is 0.5; coding noise stays below 0.1
-            if start_s < BEEP_S and end_s > BEEP_S + TONE_S:
-                num_heard += 1
-                # The tone is at 0.1 within 0.04 ms; MP4 starts a late stream on a whole millisecond.
-                assert abs(start_s + loud[0] / RATE_HZ - BEEP_S) < 0.002
-                assert abs(start_s + loud[-1] / RATE_HZ - BEEP_S - TONE_S) < 0.002
-            elif start_s > BEEP_S + TONE_S + 0.01 or end_s < BEEP_S - 0.01:
-                assert len(loud) == 0
+    sound = sound_of(path)
+    for end_s in grid.end_time_s:
+        window_S = sound.read(end_s, grid.num_samples)
+        start_s = end_s - grid.num_samples / RATE_HZ
+        loud = np.flatnonzero(np.abs(window_S) > 0.1)  # the tone's peak is 0.5; coding noise stays below 0.1
+        if start_s < BEEP_S and end_s > BEEP_S + TONE_S:
+            num_heard += 1
+            # The tone is at 0.1 within 0.04 ms; MP4 starts a late stream on a whole millisecond.
+            assert abs(start_s + loud[0] / RATE_HZ - BEEP_S) < 0.002
+            assert abs(start_s + loud[-1] / RATE_HZ - BEEP_S - TONE_S) < 0.002
+        elif start_s > BEEP_S + TONE_S + 0.01 or end_s < BEEP_S - 0.01:
+            assert len(loud) == 0
     assert num_heard >= 2
 
 
@@ -120,8 +116,8 @@ def test_beep_is_in_its_spectrogram_column(name: str, tmp_path: Path) -> None:
     path, _ = write_flash_and_beep(tmp_path, name)
     grid = ClipGrid.lay(probe(path), hop=8)
     end_s = float(grid.end_time_s[np.searchsorted(grid.end_time_s, BEEP_S + 0.2)])
-    with SoundReader(path) as sound:
-        window_S = sound.read(end_s, grid.num_samples)
+    sound = sound_of(path)
+    window_S = sound.read(end_s, grid.num_samples)
     level_MW = SpectrogramResNetEncoder("random:0").log_mel(torch.from_numpy(window_S)[None])[0, 0]
     power_W = (10 ** (level_MW * 19.895 / 10)).sum(dim=0).numpy()
     centre = (power_W * np.arange(len(power_W))).sum() / power_W.sum()
@@ -133,39 +129,30 @@ def test_beep_is_in_its_spectrogram_column(name: str, tmp_path: Path) -> None:
 def test_windows_equal_one_whole_read(tmp_path: Path) -> None:
     noise_S = np.random.default_rng(0).uniform(-0.5, 0.5, 3 * 16_000).astype(np.float32)
     path = write_video(tmp_path / "a.mp4", CONSTANT_S, sound_CS=noise_S, rate_hz=16_000)
-    with SoundReader(path) as sound:
-        whole_S = sound.read(4.0, 6 * RATE_HZ)  # from two seconds before the recording to one after
+    sound = sound_of(path)
+    whole_S = sound.read(4.0, 6 * RATE_HZ)  # from two seconds before the recording to one after
     assert np.abs(whole_S[2 * RATE_HZ : 5 * RATE_HZ]).max() > 0.3
     for hop_s in (1 / 30, 8 / 30, 2.0):  # far overlapping, overlapping and apart
-        with SoundReader(path) as sound:
-            for end_s in np.arange(hop_s, 4.0, hop_s):
-                end = round(end_s * RATE_HZ) + 2 * RATE_HZ
-                np.testing.assert_array_equal(sound.read(end_s, 45_570), whole_S[end - 45_570 : end])
+        sound = sound_of(path)
+        for end_s in np.arange(hop_s, 4.0, hop_s):
+            end = round(end_s * RATE_HZ) + 2 * RATE_HZ
+            np.testing.assert_array_equal(sound.read(end_s, 45_570), whole_S[end - 45_570 : end])
 
 
-def test_sound_is_streamed(tmp_path: Path) -> None:
-    noise_S = np.random.default_rng(0).uniform(-0.5, 0.5, 30 * RATE_HZ).astype(np.float32)
-    path = write_video(tmp_path / "long.mkv", [0.0, 1.0], sound_CS=noise_S)
-    with SoundReader(path) as sound:
-        held = []
-        for end_s in np.arange(0.2, 30, 0.2):
-            sound.read(end_s, 45_570)
-            held.append(len(sound._held_S))
-        assert sound.num_decoded >= 29 * RATE_HZ
-    assert max(held) <= 45_570 + 2 * 1024  # a window and the packets that it ends and begins in
-
-
-def test_frames_are_streamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = write_video(tmp_path / "a.mp4", CONSTANT_S)
-    decoded = []
-    decode = media._decode
-    monkeypatch.setattr(media, "_decode", lambda path: (decoded.append(frame) or frame for frame in decode(path)))
-    wanted_F = np.zeros(120, np.bool_)
+def test_frames_are_streamed(tmp_path: Path) -> None:
+    """A frame is there as soon as its packet, and what it depends on, has been read."""
+    path = write_video(tmp_path / "a.mp4", CONSTANT_S, video_options={"bf": "0", "tune": "zerolatency"})
+    timeline, wanted_F = probe(path), np.zeros(120, np.bool_)
     wanted_F[[3, 100]] = True
-    frames = read_frames(path, Timeline.from_pts(probe(path).frame_pts, 1 / 15_360), wanted_F)
-    assert next(frames)[0] == 3
-    assert len(decoded) == 4
-    assert [index for index, _ in frames] == [100]
+    with Reading(path, timeline, wanted_F, sound=False) as reading:
+        items = iter(reading)
+        assert next(items) is NO_MORE
+        first = next(items)
+        assert isinstance(first, Frame)
+        assert first.index == 3
+        assert reading.losses.num_video_packets < 10
+        assert [item.index for item in items if isinstance(item, Frame)] == [100]
+        assert reading.losses == Losses(num_video_packets=120)
 
 
 def test_gap_in_sound_is_silence(tmp_path: Path) -> None:
@@ -180,8 +167,8 @@ def test_gap_in_sound_is_silence(tmp_path: Path) -> None:
             if packet.stream.type == "video" or not 1.0 <= packet.pts * packet.time_base < 2.0:
                 packet.stream = streams[packet.stream.index]
                 target.mux(packet)
-    with SoundReader(path) as sound:
-        window_S = sound.read(4.0, 4 * RATE_HZ)
+    sound = sound_of(path)
+    window_S = sound.read(4.0, 4 * RATE_HZ)
     packet_s = 1024 / RATE_HZ  # the gap begins and ends at a packet
     silent_s = np.flatnonzero(np.convolve(np.abs(window_S), np.ones(100), "valid") == 0) / RATE_HZ
     assert abs(silent_s[0] - 1.0) < packet_s
@@ -191,21 +178,11 @@ def test_gap_in_sound_is_silence(tmp_path: Path) -> None:
     np.testing.assert_allclose(window_S[3 * RATE_HZ :], tone_S[3 * RATE_HZ :], atol=0.7 * 0.5 * 2)
 
 
-def test_overlapping_sound_is_heard_once(tmp_path: Path) -> None:
-    path = write_video(tmp_path / "a.mkv", [0.0, 1.0], sound_CS=beep(0.1, 1.0))
-    with SoundReader(path) as sound:
-        # Time stamps that step back: what was there first stays, and nothing later is moved.
-        pieces = [(0, 1), (500, 2), (100, 3), (1700, 4)]
-        sound._pieces = iter((position, np.full(1000, value, np.float32)) for position, value in pieces)
-        window_S = sound.read(3000 / RATE_HZ, 3000)
-    np.testing.assert_array_equal(window_S, np.repeat([1, 2, 0, 4, 0], [1000, 500, 200, 1000, 300]))
-
-
 def test_resampling_keeps_the_frequency(tmp_path: Path) -> None:
     tone_S = 0.5 * np.sin(2 * np.pi * 1234 * np.arange(2 * 16_000) / 16_000).astype(np.float32)
     path = write_video(tmp_path / "a.mkv", [0.0, 2.0], sound_CS=tone_S, rate_hz=16_000)
-    with SoundReader(path) as sound:
-        spectrum = np.abs(np.fft.rfft(sound.read(1.5, RATE_HZ)))  # one second: a bin is 1 Hz
+    sound = sound_of(path)
+    spectrum = np.abs(np.fft.rfft(sound.read(1.5, RATE_HZ)))  # one second: a bin is 1 Hz
     assert np.argmax(spectrum) == 1234
 
 
@@ -222,9 +199,9 @@ def test_a_sound_may_change_midway(parts: tuple[tuple[int, int], ...], tmp_path:
         (rate_hz, channels) for rate_hz, channels in dict.fromkeys((f.rate, f.layout.nb_channels) for f in frames)
     ] == (list(dict.fromkeys(parts)))
     steps_s = [b.time - a.time - a.samples / a.rate for a, b in pairwise(frames)]
-    assert max(map(abs, steps_s)) < media.GAP_TOLERANCE_S  # else a new resampler would be made for the gap
-    with SoundReader(path) as sound:
-        sound_S = sound.read(start_s + 4.0, 4 * RATE_HZ)
+    assert max(map(abs, steps_s)) < GAP_TOLERANCE_S  # else a new resampler would be made for the gap
+    sound = sound_of(path)
+    sound_S = sound.read(start_s + 4.0, 4 * RATE_HZ)
     for second in (0.5, 2.5):
         part_S = sound_S[round(second * RATE_HZ) : round((second + 1) * RATE_HZ)]
         assert np.argmax(np.abs(np.fft.rfft(part_S))) == 440  # one second: a bin is 1 Hz
@@ -240,8 +217,8 @@ def test_stereo_is_averaged(right: float, peak: float, tmp_path: Path) -> None:
     tone_S = 0.5 * np.sin(2 * np.pi * 440 * np.arange(RATE_HZ) / RATE_HZ).astype(np.float32)
     sound_CS = np.stack([tone_S, right * tone_S]).astype(np.float32)
     path = write_video(tmp_path / "a.mkv", [0.0, 1.0], sound_CS=sound_CS, sound_codec="pcm_s16le")
-    with SoundReader(path) as sound:
-        assert np.abs(sound.read(1.0, RATE_HZ)).max() == pytest.approx(peak, abs=1e-3)  # 16 bits
+    sound = sound_of(path)
+    assert np.abs(sound.read(1.0, RATE_HZ)).max() == pytest.approx(peak, abs=1e-3)  # 16 bits
 
 
 def _corner_after_rotation(path: Path) -> tuple[float, float]:
@@ -257,7 +234,7 @@ def test_frames_are_upright(rotation: int, tmp_path: Path) -> None:
     image_YXC = np.full((48, 64, 3), DARK, np.uint8)
     image_YXC[:16, :16] = BRIGHT
     path = write_video(tmp_path / "a.mp4", [0.0, 0.04], lambda _: image_YXC, rotation=rotation)
-    upright_YXC = every_frame(path, probe(path))[0]
+    upright_YXC = frames_of(path, probe(path))[0]
     assert upright_YXC.shape == ((64, 48, 3) if rotation % 180 else (48, 64, 3))
     x, y = _corner_after_rotation(path)
     near, far = slice(None, 16), slice(-16, None)
@@ -269,71 +246,7 @@ def test_frames_are_upright(rotation: int, tmp_path: Path) -> None:
 def test_colours_are_rgb(tmp_path: Path) -> None:
     image_YXC = np.broadcast_to(np.array([200, 100, 30], np.uint8), (FRAME_PX, FRAME_PX, 3)).copy()
     path = write_video(tmp_path / "a.mp4", [0.0, 0.04], lambda _: image_YXC)
-    np.testing.assert_allclose(every_frame(path, probe(path))[0].mean(axis=(0, 1)), [200, 100, 30], atol=8)  # lossy
-
-
-def test_clips_follow_the_paper() -> None:
-    grid = grid_of(100, hop=8)
-    np.testing.assert_array_equal(grid.end_frame_N, np.arange(7, 100, 8))
-    for end, frame_K in zip(grid.end_frame_N, grid.frame_NK, strict=True):
-        np.testing.assert_array_equal(frame_K, [max(0, end - 4 * k) for k in (7, 6, 5, 4, 3, 2, 1, 0)])
-    np.testing.assert_allclose(grid.end_time_s, grid.end_frame_N / 30, atol=1e-12)
-    assert grid.num_samples == 45_570
-    assert grid_of(100, hop=8, fps=15).num_samples == 91_140
-
-
-@pytest.mark.parametrize(
-    ("num_frames", "hop", "ends"),
-    [(1, 8, [0]), (7, 8, [6]), (8, 8, [7]), (15, 8, [7]), (16, 8, [7, 15]), (5, 1, [0, 1, 2, 3, 4]), (31, 32, [30])],
-)
-def test_every_recording_has_a_clip(num_frames: int, hop: int, ends: list[int]) -> None:
-    grid = grid_of(num_frames, hop)
-    assert grid.end_frame_N.tolist() == ends
-    assert grid.num_clips == len(ends)
-    assert grid.frame_NK.shape == (len(ends), 8)
-    assert grid.frame_NK[:, 0].tolist() == [max(0, end - 28) for end in ends]
-
-
-@pytest.mark.parametrize("num_frames", [1, 7])
-def test_short_recording(num_frames: int, tmp_path: Path) -> None:
-    path = write_video(tmp_path / "a.mp4", CONSTANT_S[:num_frames], flash(num_frames - 1), beep(0.0, 0.5))
-    timeline = probe(path)
-    assert timeline.num_frames == timeline.num_slots == num_frames
-    assert not timeline.variable
-    frames = every_frame(path, timeline)
-    assert list(frames) == list(range(num_frames))
-    assert frames[num_frames - 1].mean() > 200
-    grid = ClipGrid.lay(timeline, hop=8)
-    with SoundReader(path) as sound:
-        assert sound.read(grid.end_time_s[0], grid.num_samples).shape == (grid.num_samples,)
-
-
-def test_slots_of_a_variable_frame_rate() -> None:
-    timeline = Timeline.from_pts(np.array([1000, 1010, 1020, 1500, 1510, 2000]), 0.001)
-    assert timeline.variable
-    assert timeline.fps == pytest.approx(5 / (2 * 0.5))
-    slot = np.arange(-2, timeline.num_slots)
-    np.testing.assert_allclose(timeline.slot_time_s(slot), 1.0 + slot / timeline.fps)
-    shown = [
-        max(np.flatnonzero(timeline.frame_time_s <= time_s + 1e-3), default=0) for time_s in timeline.slot_time_s(slot)
-    ]
-    np.testing.assert_array_equal(timeline.slot_frame(slot), shown)
-    assert timeline.slot_frame(slot)[-1] == 5
-
-
-@pytest.mark.parametrize("fps", [23.976, 25, 29.97, 59.94])
-def test_milliseconds_do_not_make_a_rate_variable(fps: float) -> None:
-    timeline = Timeline.from_pts(np.round(np.arange(1000) / fps * 1000).astype(np.int64), 0.001)
-    assert not timeline.variable
-    assert timeline.fps == pytest.approx(fps, rel=2e-5)  # 1 ms in 999 intervals
-
-
-def test_a_dropped_frame_makes_the_rate_variable() -> None:
-    pts = np.delete(np.arange(300), 100)
-    timeline = Timeline.from_pts(pts, 1 / 30)
-    assert timeline.variable
-    shown = timeline.slot_frame(np.arange(timeline.num_slots))
-    assert abs(timeline.frame_time_s[shown] - timeline.slot_time_s(np.arange(timeline.num_slots))).max() < 1.01 * 2 / 30
+    np.testing.assert_allclose(frames_of(path, probe(path))[0].mean(axis=(0, 1)), [200, 100, 30], atol=8)  # lossy
 
 
 def _broken(folder: Path, kind: str) -> Path:
@@ -384,14 +297,14 @@ def test_unusable_video(kind: str, reason: str, tmp_path: Path) -> None:
 def test_unusable_sound(kind: str, reason: str, tmp_path: Path) -> None:
     path = _broken(tmp_path, kind)
     with pytest.raises(RecordingError, match=str(path)) as caught:
-        SoundReader(path)
+        sound_of(path)
     assert caught.value.reason == reason
 
 
 def test_video_without_sound(tmp_path: Path) -> None:
     path = write_video(tmp_path / "a.mp4", CONSTANT_S)
     with pytest.raises(RecordingError, match=r"a\.mp4 holds no audio stream") as caught:
-        SoundReader(path)
+        Reading(path, probe(path), np.ones(120, np.bool_))
     assert caught.value.reason == "no_audio_stream"
 
 
@@ -402,7 +315,7 @@ def test_video_without_one_good_frame(tmp_path: Path) -> None:
     content[start:end] = bytes(end - start)
     path.write_bytes(content)
     with pytest.raises(RecordingError, match=r"a\.mp4: no frame") as caught:
-        every_frame(path, timeline)
+        frames_of(path, timeline)
     assert caught.value.reason == "unreadable"
 
 
@@ -416,42 +329,161 @@ def test_damage_in_the_middle_costs_its_frames_alone(suffix: str, tmp_path: Path
     path = write_video(
         tmp_path / f"a.{suffix}", CONSTANT_S, _noise, beep(2.3, 4.0), video_options={"g": "12", "bf": "2"}
     )
-    pristine = every_frame(path, probe(path))
+    pristine = frames_of(path, probe(path))
     content = bytearray(path.read_bytes())
     start = len(content) // 2
     content[start : start + 3000] = bytes(3000)
     path.write_bytes(content)
     timeline = probe(path)
-    frames = every_frame(path, timeline)
+    frames = frames_of(path, timeline)
     assert all(a < b for a, b in pairwise(frames))
     by_time = {round(float(timeline.frame_time_s[i]), 3): image for i, image in frames.items()}
     same = [np.array_equal(by_time.get(round(i / 30, 3)), image) for i, image in pristine.items()]
     assert same[0]
     assert same[-1]
     assert 120 - 3 * 12 <= sum(same) < 120  # the damage touches at most three groups of 12 frames
-    with SoundReader(path) as sound:
-        assert sound.read(4.0, 4 * RATE_HZ).shape == (4 * RATE_HZ,)
-        assert sound.num_decoded > 3 * RATE_HZ
+    sound = sound_of(path)
+    assert sound.read(4.0, 4 * RATE_HZ).shape == (4 * RATE_HZ,)
+    assert sound.num_decoded > 3 * RATE_HZ
 
 
 def test_file_that_breaks_off(tmp_path: Path) -> None:
     path = write_video(tmp_path / "a.mkv", CONSTANT_S, _noise, beep(0.3, 4.0), video_options={"bf": "2"})
-    content = path.read_bytes()
+    timeline, content = probe(path), path.read_bytes()
     path.write_bytes(content[: len(content) // 2])
+    with pytest.raises(RecordingError, match=r"a\.mkv breaks off: it holds 1\.[0-9]* s of 4\.0[0-9]* s") as caught:
+        probe(path)
+    assert caught.value.reason == "truncated"
+    frames = frames_of(path, timeline)  # what is there can be decoded
+    assert 30 < len(frames) < 90
+
+
+def _apart(folder: Path, source: Path) -> Path:
+    """Copy a recording so that all of its sound stands behind all of its picture."""
+    path = folder / "apart.mkv"
+    with av.open(str(source)) as old, av.open(str(path), "w", options={"max_interleave_delta": "1"}) as new:
+        streams = {stream.index: new.add_stream_from_template(stream) for stream in old.streams}
+        packets = sorted((p for p in old.demux() if p.size), key=lambda packet: packet.stream.type == "audio")
+        for packet in packets:
+            packet.stream = streams[packet.stream.index]
+            new.mux(packet)
+    return path
+
+
+def _whole(path: Path) -> tuple[Timeline, list[Frame | Sound], Losses]:
     timeline = probe(path)
-    assert 30 < timeline.num_frames < 90
-    frames = every_frame(path, timeline)
-    assert len(frames) >= timeline.num_frames - 1  # the last packet is cut
-    with SoundReader(path) as sound:
-        window_S = sound.read(4.0, 4 * RATE_HZ)
-    assert np.abs(window_S[: RATE_HZ // 2]).max() > 0.3
-    assert not window_S[3 * RATE_HZ :].any()
+    with Reading(path, timeline, np.ones(timeline.num_frames, np.bool_)) as reading:
+        return timeline, list(reading), reading.losses
 
 
-def test_a_stream_that_appears_midway_ends_the_file(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("sound_s", [4.0, 1.5, 9.0])
+def test_a_file_is_read_alike_whatever_the_order_of_its_packets(
+    sound_s: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where sound stands far behind the picture, it is read beside it, a second ahead."""
+    monkeypatch.setattr(media, "MAX_LAG_S", 2.0)
+    noise_S = np.random.default_rng(0).uniform(-0.5, 0.5, round(sound_s * RATE_HZ)).astype(np.float32)
+    path = write_video(tmp_path / "a.mkv", CONSTANT_S, _noise, noise_S, sound_codec="pcm_s16le")
+    together, apart = _whole(path), _whole(_apart(tmp_path, path))
+    assert together[0].sound_lag_s == pytest.approx(max(0.0, abs(sound_s - 4.0)), abs=0.2)
+    assert apart[0].sound_lag_s == pytest.approx(max(4.0, sound_s - 4.0), abs=0.2)
+    assert together[2] == apart[2]
+    assert together[2].num_video_packets == 120
+    buffers = []
+    for _, items, _ in (together, apart):
+        assert [item.index for item in items if isinstance(item, Frame)] == list(range(120))
+        buffers.append(SoundBuffer())
+        for item in items:
+            if isinstance(item, Sound):
+                buffers[-1].add(*item)
+    frames = [[item.pixels_YXC for item in items if isinstance(item, Frame)] for _, items, _ in (together, apart)]
+    np.testing.assert_array_equal(*frames)
+    heard = [buffer.read(4.0, 4 * RATE_HZ) for buffer in buffers]
+    np.testing.assert_array_equal(*heard)
+    np.testing.assert_allclose(heard[0][:RATE_HZ], noise_S[:RATE_HZ], atol=1e-4)  # 16 bits
+
+
+@pytest.mark.parametrize("sound_s", [4.0, 1.5, 9.0])
+def test_sound_that_is_read_beside_the_picture_keeps_pace(
+    sound_s: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(media, "MAX_LAG_S", 0.0)
+    path = write_video(tmp_path / "a.mkv", CONSTANT_S, sound_CS=beep(0.3, sound_s), sound_codec="pcm_s16le")
+    timeline, items, losses = _whole(_apart(tmp_path, path))
+    come_s, num_samples = 0.0, 0
+    for item in items:
+        if isinstance(item, Sound):
+            come_s, num_samples = (item.position + len(item.samples_S)) / RATE_HZ, num_samples + len(item.samples_S)
+        else:
+            assert come_s >= timeline.frame_time_s[item.index]  # its sound is there
+            assert come_s > 1e9 or come_s < timeline.frame_time_s[item.index] + 1.1  # and little more, or no more comes
+    assert num_samples / RATE_HZ == pytest.approx(min(sound_s, 5.0), abs=0.1)
+    assert losses.num_audio_packets == pytest.approx(sound_s * RATE_HZ / 1024, abs=1)  # what is not yielded is counted
+
+
+def _damage(path: Path, kind: str, places: Sequence[int]) -> None:
+    """Make nonsense of the sizes that stand in some packets of an MP4."""
+    with av.open(str(path)) as container:
+        stream = container.streams.get({kind: 0})[0]
+        packets = [(packet.pos, packet.size) for packet in container.demux(stream) if packet.size]
+    content = bytearray(path.read_bytes())
+    for place in places:
+        start, size = packets[place]
+        content[start : start + min(size, 8)] = b"\xff" * min(size, 8)
+    path.write_bytes(content)
+
+
+def test_a_bad_packet_costs_itself_and_is_counted(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "a.mp4", CONSTANT_S, _noise, beep(2.3, 4.0), video_options={"bf": "0"})
+    _, whole, losses = _whole(path)
+    assert losses == Losses(losses.num_video_packets, 0, losses.num_audio_packets, 0)
+    assert losses.counted() == {}
+    _damage(path, "video", [7, 60, 61])
+    _, items, lossy = _whole(path)
+    assert lossy == Losses(120, 3, losses.num_audio_packets, 0)
+    assert lossy.counted() == {
+        "num_video_packets": 120,
+        "num_video_lost": 3,
+        "num_audio_packets": losses.num_audio_packets,
+        "num_audio_lost": 0,
+    }
+    indices = [item.index for item in items if isinstance(item, Frame)]
+    assert indices == [index for index in range(120) if index not in (7, 60, 61)]
+    assert sum(isinstance(item, Sound) for item in items) == sum(isinstance(item, Sound) for item in whole)
+
+
+def test_what_is_not_wanted_is_not_read(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "a.mp4", CONSTANT_S, sound_CS=beep(2.3, 4.0))
+    timeline, all_F = probe(path), np.ones(120, np.bool_)
+    with Reading(path, timeline, all_F, sound=False) as reading:
+        first, *others = list(reading)
+        assert first is NO_MORE
+        assert len(others) == 120
+        assert reading.losses == Losses(num_video_packets=120)
+    with Reading(path, timeline, all_F, picture=False) as reading:
+        first, *others = list(reading)
+        assert first is NO_PICTURE
+        assert all(isinstance(item, Sound) for item in others)
+        assert reading.losses.num_video_packets == 0
+        assert reading.losses.num_audio_packets > 100
+
+
+def test_a_recording_of_sound_alone_has_a_regular_timeline(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "a.mkv", [], sound_CS=beep(0.1, 4.0), sound_start_s=1.0, sound_codec="pcm_s16le")
+    timeline = probe_sound(path)
+    np.testing.assert_allclose(timeline.frame_time_s, 1.0 + np.arange(100) / 25)
+    assert (timeline.fps, timeline.variable, timeline.zero_s) == (pytest.approx(25.0), False, 1.0)
+    assert timeline.sound_lag_s == 0.0
+    silent = write_video(tmp_path / "b.mkv", CONSTANT_S)
+    with pytest.raises(RecordingError, match="holds no audio stream") as caught:
+        probe_sound(silent)
+    assert caught.value.reason == "no_audio_stream"
+
+
+def test_a_stream_that_appears_midway_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Damage to a transport stream can look like a new stream, of which PyAV knows nothing."""
     content = bytearray(write_video(tmp_path / "whole.ts", np.arange(100) / 25, sound_CS=beep(1.0, 4.0)).read_bytes())
-    rng, num_broken_off = np.random.default_rng(0), 0
+    rng, num_damaged = np.random.default_rng(0), 0
     for _ in range(40):
         damaged = bytearray(content)
         for place in rng.integers(len(content), size=40):
@@ -460,9 +492,9 @@ def test_a_stream_that_appears_midway_ends_the_file(tmp_path: Path, caplog: pyte
         path.write_bytes(damaged)
         caplog.clear()
         with contextlib.suppress(RecordingError):  # nothing worse comes of it
-            assert 0 < media.probe(path).num_frames <= 100
-        num_broken_off += "list index out of range" in caplog.text
-    assert num_broken_off  # the damage that is meant was among it
+            assert 0 < probe(path).num_frames <= 100
+        num_damaged += "streams that appear midway" in caplog.text
+    assert num_damaged  # the damage that is meant was among it
 
 
 # Time stamps
@@ -543,7 +575,7 @@ def test_a_few_frames_may_be_without_time_stamps(tmp_path: Path, monkeypatch: py
     for num_unstamped in (0, 1, 2, 3):
         pts = [None] * num_unstamped + list(range(100 - num_unstamped))
         decoded = [SimpleNamespace(pts=value) for value in pts]
-        monkeypatch.setattr(media, "_decode", lambda *_, frames=decoded: iter(frames))
+        monkeypatch.setattr(media, "decode", lambda _, packet, frames=decoded: [] if packet else frames)
         if num_unstamped == 3:  # of 100; 2 % are allowed
             with pytest.raises(RecordingError, match="3 of 100 frames carry no time stamp"):
                 probe(path)
@@ -573,8 +605,10 @@ def test_probing_can_be_ended_at_any_packet(name: str, num_passes: int, tmp_path
             probe(path, on_packet)
         return len(seen)
 
+    with av.open(str(path)) as container:
+        num_packets = sum(1 for _ in container.demux())  # the last one of each stream is empty
     total = count(10**9)
-    assert total == num_passes * 121  # the last packet is empty
+    assert total == num_packets + (num_passes - 1) * 121
     assert [count(limit) for limit in (1, 60, total - 1)] == [1, 60, total - 1]
 
 
@@ -590,12 +624,12 @@ def test_every_frame_between_b_frames_is_read(suffix: str, codec: str, is_ordere
         video_codec=codec,
         video_options={"bf": "2"},
     )
-    timeline = media.probe(path)
+    timeline = probe(path)
     assert (timeline.num_frames, timeline.is_ordered) == (100, is_ordered)
-    read = list(media.read_frames(path, timeline, np.ones(100, np.bool_)))
-    assert [index for index, _ in read] == list(range(100))
+    read = frames_of(path, timeline)
+    assert list(read) == list(range(100))
     # The grey levels of a fade, two apart from frame to frame, blurred by coding at low quality in MPEG-4.
-    levels = np.array([pixels.mean() for _, pixels in read])
+    levels = np.array([pixels.mean() for pixels in read.values()])
     np.testing.assert_allclose(levels, 20 + 2 * np.arange(100), rtol=0, atol=1.9 if codec == "libx264" else 6)
 
 
@@ -612,15 +646,15 @@ def _number_of(pixels: npt.NDArray[np.uint8]) -> int:
 def test_a_damaged_packet_between_b_frames_moves_no_frame_far_behind_it(tmp_path: Path) -> None:
     options = {"bf": "2", "g": "24", "crf": "10"}
     path = write_video(tmp_path / "a.avi", np.arange(120) / 25, _numbered, video_codec="libx264", video_options=options)
-    timeline, everything = media.probe(path), np.ones(120, np.bool_)
-    assert [_number_of(pixels) for _, pixels in media.read_frames(path, timeline, everything)] == list(range(120))
+    timeline = probe(path)
+    assert [_number_of(pixels) for pixels in frames_of(path, timeline).values()] == list(range(120))
     with av.open(str(path)) as container:
         places = [(packet.pos, packet.size) for packet in container.demux(video=0) if packet.size]
     content = bytearray(path.read_bytes())
     start, size = places[50]
     content[start + 8 : start + size] = bytes(size - 8)
     path.write_bytes(content)
-    read = {index: _number_of(pixels) for index, pixels in media.read_frames(path, timeline, everything)}
+    read = {index: _number_of(pixels) for index, pixels in frames_of(path, timeline).items()}
     # The group of 24 pictures with the damage is concealed as the decoder may; the others are where they were.
     behind = [index for index in read if index >= 72]
     assert len(behind) == 48
@@ -632,5 +666,5 @@ def test_ratings_of_an_avi_count_from_its_first_frame(tmp_path: Path) -> None:
     for codec, tolerance_s in (("libx264", 1e-6), ("mpeg4", 0.04)):
         path = write_video(tmp_path / f"{codec}.avi", np.arange(50) / 25, sound_CS=beep(0.5, 2.0), video_codec=codec)
         # The first stamp and the last, too, may be guessed, up to an interval off.
-        rated_s = media.probe(path).rated_time_s[:-1]
+        rated_s = probe(path).rated_time_s[:-1]
         np.testing.assert_allclose(rated_s, np.arange(49) / 25, rtol=0, atol=tolerance_s)

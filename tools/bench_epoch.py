@@ -29,19 +29,20 @@ import torch
 from bench_cache import NUM_CLIPS, SPACING, make_cache
 from machine import describe_machine, positive, read_arguments
 
-from avfuse import checkpoint, media, registry
+from avfuse import checkpoint, registry
 from avfuse.dataset import WindowedPartition
 from avfuse.device import choose_device, keep_freed_memory
 from avfuse.encoders import Encoder
-from avfuse.faces import CROP_PX
+from avfuse.crops import CROP_PX
 from avfuse.moments import feature_moments
 from avfuse.options import TrainOptions
 from avfuse.passes import train_once
 from avfuse.schema import Batch, ReportTable, UsageError
 from avfuse.terminal import print_json, print_table
+from avfuse.timeline import CLIP_FRAMES, SAMPLE_RATE_HZ, SOUND_INTERVALS
 
 ENCODED_AT_ONCE = 8  # clips per forward pass, as avfuse extract has it
-SOUND_SAMPLES = round(media.SOUND_INTERVALS / 30 * media.SAMPLE_RATE_HZ)  # about a second, at 30 frames a second
+SOUND_SAMPLES = round(SOUND_INTERVALS / 30 * SAMPLE_RATE_HZ)  # about a second, at 30 frames a second
 
 
 class WithEncoders:
@@ -50,7 +51,7 @@ class WithEncoders:
     def __init__(self, partition: WindowedPartition, precision: str) -> None:
         self.partition, self.num_views, self.device = partition, 1, partition.device
         generator = torch.Generator().manual_seed(0)
-        shape = (ENCODED_AT_ONCE, media.CLIP_FRAMES, CROP_PX, CROP_PX, 3)
+        shape = (ENCODED_AT_ONCE, CLIP_FRAMES, CROP_PX, CROP_PX, 3)
         self._crops = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8).to(self.device)
         self._sound = torch.rand(ENCODED_AT_ONCE, SOUND_SAMPLES, generator=generator).sub(0.5).to(self.device)
         self._video, self._audio = (self._encoder(name, precision) for name in ("r3d", "spectrogram_resnet"))

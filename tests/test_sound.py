@@ -1,0 +1,61 @@
+"""Sound that comes in pieces is read in windows, whatever the pieces are."""
+
+import numpy as np
+import pytest
+
+from avfuse.sound import NO_MORE, SoundBuffer
+from avfuse.timeline import SAMPLE_RATE_HZ as RATE_HZ
+
+
+def test_overlapping_sound_is_heard_once() -> None:
+    buffer = SoundBuffer()
+    # Time stamps that step back: what was there first stays, and nothing later is moved.
+    for position, value in [(0, 1), (500, 2), (100, 3), (1700, 4)]:
+        buffer.add(position, np.full(1000, value, np.float32))
+    window_S = buffer.read(3000 / RATE_HZ, 3000)
+    np.testing.assert_array_equal(window_S, np.repeat([1, 2, 0, 4, 0], [1000, 500, 200, 1000, 300]))
+    assert buffer.num_decoded == 4000
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_windows_are_cut_from_the_whole(seed: int) -> None:
+    """Pieces of any length with gaps between them, read in windows that overlap or lie apart, while they come."""
+    rng = np.random.default_rng(seed)
+    whole_S, start = np.zeros(60_000, np.float32), 700
+    pieces = []
+    while start < 50_000:
+        length = int(rng.integers(1, 3000))
+        pieces.append((start, rng.uniform(-1, 1, length).astype(np.float32)))
+        whole_S[start : start + length] = pieces[-1][1]
+        start += length + int(rng.integers(0, 2) * rng.integers(0, 5000))
+    buffer, coming = SoundBuffer(), iter(pieces)
+    for end in np.cumsum(rng.integers(1, 4000, 25)).tolist():
+        while not buffer.has(end / RATE_HZ):
+            piece = next(coming, NO_MORE)
+            buffer.add(*piece)
+        window_S = buffer.read(end / RATE_HZ, 5000)
+        expected_S = np.concatenate([np.zeros(5000, np.float32), whole_S, np.zeros(60_000, np.float32)])
+        np.testing.assert_array_equal(window_S, expected_S[end : end + 5000])
+        # Held are the pieces of this window and of the piece that it ends in.
+        assert all(at + len(samples_S) > end - 5000 for at, samples_S in buffer._pieces)
+
+
+def test_a_gap_costs_no_memory() -> None:
+    buffer = SoundBuffer()
+    buffer.add(0, np.ones(100, np.float32))
+    buffer.add(10**12, np.ones(100, np.float32))
+    assert buffer.has(10**12 / RATE_HZ)
+    assert not buffer.has((10**12 + 50_000) / RATE_HZ)
+    assert buffer.read(200 / RATE_HZ, 200).tolist() == [1.0] * 100 + [0.0] * 100
+    assert sum(len(samples_S) for _, samples_S in buffer._pieces) == 200
+
+
+def test_what_has_come_is_told() -> None:
+    buffer = SoundBuffer()
+    assert not buffer.has(0.0)
+    buffer.add(RATE_HZ, np.zeros(0, np.float32))  # a piece without samples says how far everything has come
+    assert buffer.has(1.0)
+    assert not buffer.has(1.1)
+    buffer.end()
+    assert buffer.has(1e6)
+    assert buffer.num_decoded == 0

@@ -1,0 +1,83 @@
+"""What the packets of a file tell without being decoded."""
+
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from avfuse import survey as module
+from avfuse.schema import RecordingError
+from avfuse.survey import Survey
+
+VIDEO, AUDIO, TICKS_HZ = 0, 1, 1000
+
+
+class Streams(list[Any]):
+    def __init__(self, has_sound: bool) -> None:
+        streams = [SimpleNamespace(index=index, time_base=Fraction(1, TICKS_HZ)) for index in (VIDEO, AUDIO)]
+        super().__init__(streams if has_sound else streams[:1])
+        self.audio = self[1:]
+
+
+class Written:
+    """A container that holds seconds of picture and sound in some order, each a packet of one second."""
+
+    name, duration, format = "file:/a.ts", None, SimpleNamespace(name="mpegts")
+
+    def __init__(self, packets: list[tuple[int, float | None]], has_sound: bool = True) -> None:
+        self.packets = packets
+        self.streams = Streams(has_sound)
+
+    def demux(self, _: Any) -> Iterator[Any]:
+        for index, time_s in self.packets:
+            stamp = None if time_s is None else round(time_s * TICKS_HZ)
+            yield SimpleNamespace(
+                size=1, stream_index=index, pts=stamp, dts=stamp, duration=TICKS_HZ, is_discard=time_s == 7
+            )
+
+
+def survey(packets: list[tuple[int, float | None]], has_sound: bool = True) -> Survey:
+    container = Written(packets, has_sound)
+    return Survey(container, Path("a.ts"), container.streams[VIDEO])
+
+
+def seconds(kind: int, start: int, end: int) -> list[tuple[int, float | None]]:
+    return [(kind, float(time_s)) for time_s in range(start, end)]
+
+
+@pytest.mark.parametrize(
+    ("packets", "lag_s"),
+    [
+        ([item for time_s in range(9) for item in ((VIDEO, time_s), (AUDIO, time_s))], 1.0),
+        (seconds(VIDEO, 0, 60) + seconds(AUDIO, 0, 60), 59.0),
+        (seconds(AUDIO, 0, 60) + seconds(VIDEO, 0, 60), 60.0),
+        (seconds(VIDEO, 0, 60) + seconds(AUDIO, 60, 90), 59.0),  # a clip at 0 has to wait until the sound is heard of
+        (seconds(VIDEO, 0, 5) + seconds(AUDIO, 0, 5) + seconds(VIDEO, 5, 60), 54.0),  # or until it has ended
+        (seconds(VIDEO, 0, 5) + seconds(AUDIO, 0, 60), 56.0),
+    ],
+)
+def test_how_far_picture_and_sound_lie_apart(packets: list[tuple[int, float | None]], lag_s: float) -> None:
+    assert survey(packets).lag_s == lag_s
+
+
+def test_a_picture_alone_waits_for_nothing() -> None:
+    found = survey(seconds(VIDEO, 0, 60), has_sound=False)
+    assert (found.lag_s, found.sound_start_s, found.num_packets) == (0.0, None, 60)
+
+
+def test_frames_with_and_without_time_stamps_are_told() -> None:
+    found = survey([(VIDEO, 3.0), (VIDEO, None), (VIDEO, 7.0), (VIDEO, 1.0), (AUDIO, 2.0), (AUDIO, 5.0)])
+    stamps, num_unstamped = found.stamps()  # in the order of the file, without what is not to be shown
+    assert (stamps.tolist(), num_unstamped, found.num_packets) == ([3000, 1000], 1, 4)
+    assert (found.sound_start_s, found.sound_end_s) == (2.0, 6.0)
+
+
+def test_more_frames_than_are_allowed_end_the_reading(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_FRAMES", 9)
+    assert survey(seconds(VIDEO, 0, 9)).num_packets == 9
+    with pytest.raises(RecordingError, match=r"a\.ts holds more frames than the 9 that are allowed") as caught:
+        survey(seconds(VIDEO, 0, 1000))
+    assert caught.value.reason == "over_limit"
