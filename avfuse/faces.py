@@ -1,119 +1,67 @@
-"""The face in every frame: detected, followed, aligned and cropped; or read from aligned images that a corpus brings.
+"""The face of a recording in every frame: looked for, followed and cropped.
 
-The detector (MTCNN) sees every k-th frame, in batches. One face is followed through the recording: the one whose box
-overlaps the last box most, or the largest when none does; of two people the left or the right one, where a side is
-given. Between two frames of the same track, box and landmarks are interpolated; where either end shows no face, the
-frames between count as without one. A frame without a face is marked as such and its crop is black; the whole frame
-never stands in for a face.
+Every k-th frame is looked at. One face is followed through the recording: the one whose box overlaps the last box most,
+or the largest when none does; of two people the left or the right one, where a side is given. Between two frames of the
+same track, box and landmarks are interpolated. A frame without a face is marked as such and its crop is black; the
+whole frame never stands in for a face.
+
+How a frame is looked at is one of two ways. ``every`` searches the whole picture, and where either of two frames shows
+no face, those between count as without one. ``adaptive`` looks near the last place of what it follows, and searches the
+whole picture at the start, where the face is lost, jumps or becomes improbable, at cuts, and now and then: more rarely
+the longer a search finds what was followed. Between two frames it looks near the face, too, where that moves, appears
+or goes. On a GPU, where one batch of whole pictures costs less than a chain of small ones, every frame that is looked
+at is searched whole either way.
 """
 
 from __future__ import annotations
 
-import io
-import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from facenet_pytorch import MTCNN
-from PIL import Image
 from torch import Tensor
-from torch.nn import functional
 
-from avfuse.schema import SIDES, RecordingError, row_tolerance
+from avfuse.crops import CROP_PX, TEMPLATE_PX, CroppedFaces, align
+from avfuse.detection import NEAR_SIDES, NEAR_SIZES, Face, FaceDetector, Image, overlap, place
+from avfuse.schema import SIDES
 
-log = logging.getLogger(__name__)
-
-CROP_PX = 112
-# Where eyes, nose and mouth corners lie in an aligned crop: the five-point template of ArcFace (Deng et al., 2019).
-TEMPLATE_PX = ((38.2946, 51.6963), (73.5318, 51.5014), (56.0252, 71.7366), (41.5493, 92.3655), (70.7299, 92.2041))
 DETECT_BATCH = 8
-MAX_WAITING = 32  # images held until the next detection, whatever the size of the batch
+MAX_WAITING = 32  # images held until the next look, whatever the size of the batch; frames between two looks at most
 MIN_OVERLAP = 0.2  # intersection over union below which a box does not continue the track
-CROPPED: dict[str, Any] = {
-    "detector": "cropped",
-    "pillow": version("pillow"),
-    "resampling": "bilinear",
-    "crop_px": CROP_PX,
-}
-"""What stands in a fingerprint for the detector where faces come from aligned images."""
-
-Pixels = npt.NDArray[np.uint8]
-
-
-@dataclass(frozen=True)
-class Face:
-    """One face in one frame: its box (left, top, right, bottom), landmarks (5, 2) in pixels, and probability."""
-
-    box_px: npt.NDArray[np.float64]
-    landmark_px: npt.NDArray[np.float64]
-    probability: float
-
-    def towards(self, other: Face, share: float) -> Face:
-        """Return the face that lies `share` of the way to another of its track; it is as probable as the lesser."""
-        return Face(
-            self.box_px + share * (other.box_px - self.box_px),
-            self.landmark_px + share * (other.landmark_px - self.landmark_px),
-            min(self.probability, other.probability),
-        )
-
-    @property
-    def centre_x_px(self) -> float:
-        """Where the middle of the box lies, from the left edge of the picture."""
-        return float(self.box_px[0] + self.box_px[2]) / 2
+# Of an adaptive detection:
+STEADY = 0.8  # overlap of a face at two looks from which it is interpolated between them
+CONTINUES = 0.5  # overlap with the last box below which a face has jumped
+SURE = 0.95  # probability below which a face may be lost
+AGREES = 0.9  # overlap with what is followed from which a search confirms it
+SEARCH_FRAMES = (25, 100)  # frames from one search to the next at first, and at most: they double while all agrees
+CUT_LEVELS = 30.0  # mean difference of two looks, in grey levels, from which there is a cut between them
+GLANCE = 24  # rows and columns of pixels that are compared for it
 
 
-class FaceDetector:
-    """MTCNN of facenet-pytorch, whose weights ship with the package.
-
-    Parameters
-    ----------
-    min_face_px : int
-        Smallest face looked for, in pixels.
-    device : torch.device
-    """
-
-    def __init__(self, min_face_px: int, device: torch.device) -> None:
-        self._mtcnn = MTCNN(min_face_size=min_face_px, keep_all=True, device=device)
-        self._min_face_px = min_face_px
-        self.device = device
-        self.fingerprint: dict[str, Any] = {
-            "detector": "mtcnn",
-            "facenet_pytorch": version("facenet-pytorch"),
-            "min_face_px": min_face_px,
-            "crop_px": CROP_PX,
-            "template_px": [list(point) for point in TEMPLATE_PX],
+def describe_faces(detector: FaceDetector, detection: str, detect_every: int) -> dict[str, Any]:
+    """Return what stands in a fingerprint for the detector: everything that decides about boxes and crops."""
+    description = {
+        **detector.fingerprint,
+        "crop_px": CROP_PX,
+        "template_px": [list(point) for point in TEMPLATE_PX],
+        "detect_every": detect_every,
+        "detection": detection,
+    }
+    if detection == "adaptive":
+        description["adaptive"] = {
+            "looks": "whole" if detector.device.type == "cuda" else "near",
+            "near": [NEAR_SIDES, *NEAR_SIZES],
+            "steady": STEADY,
+            "continues": CONTINUES,
+            "sure": SURE,
+            "agrees": AGREES,
+            "search_frames": list(SEARCH_FRAMES),
+            "cut": [CUT_LEVELS, GLANCE],
         }
-
-    def detect(self, images: list[Pixels]) -> list[list[Face]]:
-        """Return the faces in each image (Y, X, 3), RGB, largest first."""
-        if any(image.shape != images[0].shape for image in images):
-            return [self.detect([image])[0] for image in images]
-        if min(images[0].shape[:2]) < self._min_face_px:
-            return [[] for _ in images]
-        try:
-            boxes, probabilities, landmarks = self._mtcnn.detect(np.stack(images), landmarks=True)
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError as error:
-            # MTCNN fails on a whole batch when one candidate box degenerates; the other images need not pay for it.
-            if len(images) == 1:
-                log.warning("the detector failed on one frame, which counts as without a face: %s", error)
-                return [[] for _ in images]
-            return [self.detect([image])[0] for image in images]
-        return [
-            [] if boxes[i] is None else list(map(_face, boxes[i], landmarks[i], probabilities[i]))
-            for i in range(len(images))
-        ]
-
-
-def _face(box_px: Any, landmark_px: Any, probability: Any) -> Face:
-    return Face(np.asarray(box_px, np.float64), np.asarray(landmark_px, np.float64), float(probability))
+    return description
 
 
 @dataclass
@@ -124,6 +72,7 @@ class FaceTrack:
     faces, the two largest of more, it is always the one further to that side, whatever was followed before: so people
     are not taken for each other after a cut. One face alone belongs to the person whose last box it overlaps most, if
     it does by `MIN_OVERLAP`, or else to the one in whose half of the picture its centre lies; so it is never both's.
+    An adaptive detection looks near the two people while both are seen, and else searches the whole picture.
 
     Attributes
     ----------
@@ -131,71 +80,107 @@ class FaceTrack:
         Whether the face is known in each frame.
     probability_F : ndarray, (F,), float32
         The detector's probability; of an interpolated face the lesser of its two ends; 0 without a face.
+    box_F4 : ndarray, (F, 4), float32
+        Left, top, right and bottom of the face in pixels; NaN without a face.
     """
 
     detector: FaceDetector
     num_frames: int
     detect_every: int
     side: str | None = None
+    detection: str = "adaptive"
     found_F: npt.NDArray[np.bool_] = field(init=False)
     probability_F: npt.NDArray[np.float32] = field(init=False)
+    box_F4: npt.NDArray[np.float32] = field(init=False)
 
     def __post_init__(self) -> None:
         self.found_F = np.zeros(self.num_frames, np.bool_)
         self.probability_F = np.zeros(self.num_frames, np.float32)
+        self.box_F4 = np.full((self.num_frames, 4), np.nan, np.float32)
         self._last: Face | None = None
         self._last_index = -1
         self._followed: Face | None = None  # the newest face of the track, kept through frames without one
         self._people: dict[str, Face] = {}  # where there are two, the newest face of each, by side
+        self._shown: list[Face] = []  # whom the last look showed of those that are followed, if it showed all
+        self._search_frames, self._search_at = SEARCH_FRAMES[0], 0
+        self._glance: Tensor | None = None
 
     def detected_F(self) -> npt.NDArray[np.bool_]:
-        """Return which frames the detector sees: the first, the last, and the last of every `detect_every`."""
+        """Return which frames are looked at: the first, the last, and the last of every `detect_every`."""
         index_F = np.arange(self.num_frames)
         at_ends = (index_F == 0) | (index_F == self.num_frames - 1)
-        return np.asarray(at_ends | ((index_F + 1) % self.detect_every == 0))
+        return np.asarray(at_ends | ((index_F + 1) % min(self.detect_every, MAX_WAITING) == 0))
+
+    @property
+    def _looks_near(self) -> bool:
+        return self.detection == "adaptive" and self.device.type != "cuda"
 
     @property
     def device(self) -> torch.device:
         """Where crops are made."""
         return self.detector.device
 
-    def crops(self, frames: Iterable[tuple[int, Pixels]]) -> Iterator[tuple[int, Tensor]]:
+    def crops(self, frames: Iterable[tuple[int, Image]]) -> Iterator[tuple[int, Tensor]]:
         """Yield the aligned crop (112, 112, 3) of every frame that comes in, in order; black without a face."""
         detected_F = self.detected_F()
-        waiting: list[tuple[int, Pixels]] = []
+        waiting: dict[int, Tensor] = {}
         for index, image in frames:
-            waiting.append((index, image))
-            num_detected = sum(detected_F[i] for i, _ in waiting)
+            waiting[index] = place(image, self.device)
+            num_detected = sum(detected_F[i] for i in waiting)
             if num_detected == DETECT_BATCH or (len(waiting) >= MAX_WAITING and detected_F[index]):
                 yield from self._crop(waiting, detected_F)
-                waiting = []
+                waiting = {}
         yield from self._crop(waiting, detected_F)
 
-    def _crop(
-        self, waiting: list[tuple[int, Pixels]], detected_F: npt.NDArray[np.bool_]
-    ) -> Iterator[tuple[int, Tensor]]:
-        looked_at = [(index, image) for index, image in waiting if detected_F[index]]
-        faces: dict[int, Face | None] = {}
-        found = self.detector.detect([image for _, image in looked_at]) if looked_at else []
-        for (index, image), candidates in zip(looked_at, found, strict=True):
-            face = self._follow(candidates) if self.side is None else self._take_side(candidates, image.shape[1])
-            faces.update(self._between(index, face))
+    def _crop(self, waiting: dict[int, Tensor], detected_F: npt.NDArray[np.bool_]) -> Iterator[tuple[int, Tensor]]:
+        looked_at = [index for index in waiting if detected_F[index]]
+        faces: dict[int, Face] = {}
+        found = [] if self._looks_near else self.detector.detect([waiting[index] for index in looked_at])
+        for i, index in enumerate(looked_at):
+            candidates = self._look(index, waiting[index]) if self._looks_near else found[i]
+            width_px = waiting[index].shape[1]
+            face = self._follow(candidates) if self.side is None else self._take_side(candidates, width_px)
+            gap = {between: image for between, image in waiting.items() if self._last_index < between < index}
+            faces.update(self._between(gap, index, face))
             self._last, self._last_index = face, index
-        for index, image in waiting:
-            face = faces.get(index)
-            crop = np.zeros((CROP_PX, CROP_PX, 3), np.uint8) if face is None else align(image, face.landmark_px)
-            yield index, torch.from_numpy(crop).to(self.device)
+        for index, face in faces.items():
+            self.found_F[index], self.probability_F[index] = True, face.probability
+            self.box_F4[index] = face.box_px
+        crops = align(list(waiting.values()), [faces[i].landmark_px if i in faces else None for i in waiting])
+        yield from zip(waiting, crops, strict=True)
+
+    def _look(self, index: int, image: Tensor) -> list[Face]:
+        """Return the faces in the frame at `index` near those that are followed, or all where they may be elsewhere."""
+        is_cut = self._is_cut(image)
+        near = self.detector.detect_near(image, self._shown) if self._shown and not is_cut else []
+        followed = [_nearest(near, face, CONTINUES) for face in self._shown]
+        sure = [face for face in followed if face is not None and face.probability >= SURE]
+        is_safe = bool(sure) and len({id(face) for face in sure}) == len(followed)
+        if is_safe and index < self._search_at:
+            return near
+        (found,) = self.detector.detect([image])
+        is_confirmed = is_safe and all(_nearest(found, face, AGREES) for face in sure)
+        self._search_frames = min(2 * self._search_frames, SEARCH_FRAMES[1]) if is_confirmed else SEARCH_FRAMES[0]
+        self._search_at = index + self._search_frames
+        return found
+
+    def _is_cut(self, image: Tensor) -> bool:
+        """Whether the picture differs from that of the last look as after a cut."""
+        step_y, step_x = (max(1, size_px // GLANCE) for size_px in image.shape[:2])
+        before, self._glance = self._glance, image[::step_y, ::step_x].float()
+        if before is None or before.shape != self._glance.shape:
+            return True
+        return float((self._glance - before).abs().mean()) >= CUT_LEVELS
 
     def _follow(self, candidates: list[Face]) -> Face | None:
         """Return the candidate that continues the track, or the largest when the track has none to continue."""
+        self._shown = []
         if not candidates:
             return None
-        followed, chosen = self._followed, candidates[0]
-        if followed is not None:
-            nearest = max(candidates, key=lambda face: overlap(face.box_px, followed.box_px))
-            if overlap(nearest.box_px, followed.box_px) >= MIN_OVERLAP:
-                chosen = nearest
-        self._followed = chosen
+        chosen = candidates[0]
+        if self._followed is not None:
+            chosen = _nearest(candidates, self._followed, MIN_OVERLAP) or chosen
+        self._followed, self._shown = chosen, [chosen]
         return chosen
 
     def _take_side(self, candidates: list[Face], width_px: int) -> Face | None:
@@ -203,6 +188,7 @@ class FaceTrack:
         pair = sorted(candidates[:2], key=lambda face: face.centre_x_px)
         shown = {self._side_of(pair[0], width_px): pair[0]} if len(pair) == 1 else dict(zip(SIDES, pair, strict=False))
         self._people.update(shown)
+        self._shown = pair if len(pair) == len(SIDES) else []
         return shown.get(str(self.side))
 
     def _side_of(self, face: Face, width_px: int) -> str:
@@ -213,168 +199,38 @@ class FaceTrack:
             return nearest
         return "left" if face.centre_x_px < width_px / 2 else "right"
 
-    def _between(self, index: int, face: Face | None) -> dict[int, Face | None]:
-        """Return the faces of the frames after the last detected one, up to the one at `index`, and mark them."""
-        if face is None:
-            return {}
-        faces = {index: face}
-        last = self._last
-        if last is not None and overlap(last.box_px, face.box_px) >= MIN_OVERLAP:
-            span = index - self._last_index
-            faces.update({self._last_index + i: last.towards(face, i / span) for i in range(1, span)})
-        for i, known in faces.items():
-            self.found_F[i], self.probability_F[i] = True, known.probability
-        return dict(faces)
+    def _between(self, gap: dict[int, Tensor], index: int, face: Face | None) -> dict[int, Face]:
+        """Return the faces of the frames after the last look, up to the one at `index`; `gap` has those that came."""
+        last, start = self._last, self._last_index
+        faces = {} if face is None else {index: face}
+        shared = 0.0 if last is None or face is None else overlap(last.box_px, face.box_px)
+        if last is not None and face is not None and shared >= MIN_OVERLAP:
+            faces |= {i: last.towards(face, (i - start) / (index - start)) for i in range(start + 1, index)}
+            if self.detection == "adaptive" and shared < STEADY:
+                seen = {i: _nearest(self.detector.detect_near(gap[i], [faces[i]]), faces[i], MIN_OVERLAP) for i in gap}
+                faces |= {i: found for i, found in seen.items() if found is not None}
+                faces = {i: known for i, known in faces.items() if seen.get(i, known) is not None}
+        elif self.detection == "adaptive" and self.side is None:  # of two people, one may stand where the other stood
+            onwards = self._walk(gap, last, sorted(gap))
+            faces |= self._walk(gap, face, sorted(gap.keys() - onwards.keys(), reverse=True)) | onwards
+        return faces
+
+    def _walk(self, gap: dict[int, Tensor], face: Face | None, order: Sequence[int]) -> dict[int, Face]:
+        """Return the faces that continue one through frames of a gap, as far as they do."""
+        faces: dict[int, Face] = {}
+        for index in order:
+            if face is not None:
+                face = _nearest(self.detector.detect_near(gap[index], [face]), face, MIN_OVERLAP)
+            if face is None:
+                break
+            faces[index] = face
+        return faces
 
 
-class CroppedFaces:
-    """The face from aligned images, one per frame, which a corpus brings; it stands in for a `FaceTrack`.
-
-    An image of 112 x 112 pixels is taken as it is, another is resized to that, antialiased. A frame without an image,
-    or whose image cannot be decoded, is without a face. One image is held at a time.
-
-    Parameters
-    ----------
-    images : mapping of int to Path
-        The image of each frame that has one, by the frame's index from 0.
-    num_frames : int
-
-    Raises
-    ------
-    RecordingError
-        With reason ``missing_crops``, when more images are numbered beyond the frames than rows of an annotation may
-        be left over: they are of another video.
-
-    Attributes
-    ----------
-    found_F : ndarray, (F,), bool
-        Whether the face is known in each frame that `crops` has yielded.
-    probability_F : ndarray, (F,), float32
-        1 where the face is known, else 0.
-    """
-
-    def __init__(self, images: Mapping[int, Path], num_frames: int) -> None:
-        self._images = images
-        self._surplus = [path for index, path in images.items() if index >= num_frames]
-        if len(self._surplus) > row_tolerance(num_frames):
-            found = f"{len(images)} images for {num_frames} frames: are they of this video?"
-            raise RecordingError("missing_crops", f"{self._surplus[0].parent}: {found}")
-        self.num_frames = num_frames
-        self.found_F = np.zeros(num_frames, np.bool_)
-        self.probability_F = np.zeros(num_frames, np.float32)
-
-    def detected_F(self) -> npt.NDArray[np.bool_]:
-        """Return which frames are looked at: all of them."""
-        return np.ones(self.num_frames, np.bool_)
-
-    device = torch.device("cpu")  # where crops are made
-
-    def crops(self, frames: Iterable[tuple[int, Pixels]] = ()) -> Iterator[tuple[int, Tensor]]:
-        """Yield the crop (112, 112, 3) of every frame, in order; black without a face.
-
-        `frames` are never asked for, so that a video that would be decoded for them is not.
-
-        Raises
-        ------
-        RecordingError
-            With reason ``missing_crops``, when the file of an image cannot be read, or no image can be decoded.
-        """
-        unreadable = []
-        for index in range(self.num_frames):
-            crop = _read_crop(self._images[index]) if index in self._images else None
-            if crop is None and index in self._images:
-                unreadable.append(self._images[index])
-            self.found_F[index] = crop is not None
-            self.probability_F[index] = float(crop is not None)
-            yield index, torch.from_numpy(np.zeros((CROP_PX, CROP_PX, 3), np.uint8) if crop is None else crop)
-        if not self.found_F.any():
-            such = f", such as {unreadable[0]}" if unreadable else ""
-            raise RecordingError("missing_crops", f"none of {len(self._images)} aligned images shows a frame{such}")
-        self._warn(unreadable)
-
-    def _warn(self, unreadable: list[Path]) -> None:
-        if unreadable:
-            log.warning(
-                "%d aligned images cannot be decoded, such as %s; their frames count as without a face",
-                len(unreadable),
-                unreadable[0],
-            )
-        if self._surplus:
-            log.warning(
-                "%d aligned images are numbered beyond the %d frames of the video, such as %s; they are ignored",
-                len(self._surplus),
-                self.num_frames,
-                self._surplus[0],
-            )
+def _nearest(candidates: Sequence[Face], face: Face, least: float) -> Face | None:
+    """Return the candidate that overlaps a face most, if any does by so much."""
+    nearest = max(candidates, key=lambda candidate: overlap(candidate.box_px, face.box_px), default=None)
+    return nearest if nearest is not None and overlap(nearest.box_px, face.box_px) >= least else None
 
 
 Faces = FaceTrack | CroppedFaces
-
-
-def _read_crop(path: Path) -> Pixels | None:
-    """Return the pixels (112, 112, 3) of an aligned image, None if they cannot be decoded."""
-    try:
-        content = path.read_bytes()
-    except OSError as error:  # the disk's fault, not the image's: it would be the next images' too
-        raise RecordingError("missing_crops", f"{path} cannot be read ({error.strerror})") from error
-    try:
-        with Image.open(io.BytesIO(content)) as image:
-            crop = image.convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):  # what Pillow says of damaged images
-        return None
-    if crop.size != (CROP_PX, CROP_PX):
-        crop = crop.resize((CROP_PX, CROP_PX), Image.Resampling.BILINEAR)  # Pillow's filters widen as they shrink
-    return np.array(crop)
-
-
-def overlap(a_px: npt.NDArray[np.float64], b_px: npt.NDArray[np.float64]) -> float:
-    """Return the intersection over union of two boxes (left, top, right, bottom)."""
-    shared = np.clip(np.minimum(a_px[2:], b_px[2:]) - np.maximum(a_px[:2], b_px[:2]), 0, None).prod()
-    areas = (a_px[2:] - a_px[:2]).prod() + (b_px[2:] - b_px[:2]).prod()
-    return float(shared / (areas - shared)) if areas > shared else 0.0
-
-
-def similarity(from_px: npt.NDArray[np.float64], to_px: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Return the similarity transform (2, 3) that brings points (P, 2) nearest to others, in least squares.
-
-    Turning, scaling and shifting, no mirroring (Umeyama 1991). In complex numbers it is ``to = a * from + b``.
-    """
-    source, goal = from_px[:, 0] + 1j * from_px[:, 1], to_px[:, 0] + 1j * to_px[:, 1]
-    centred = source - source.mean()
-    a = (centred.conj() @ (goal - goal.mean())) / max(float((centred.conj() @ centred).real), 1e-12)
-    b = goal.mean() - a * source.mean()
-    return np.array([[a.real, -a.imag, b.real], [a.imag, a.real, b.imag]])
-
-
-def align(image_YXC: Pixels, landmark_px: npt.NDArray[np.float64]) -> Pixels:
-    """Return the crop (112, 112, 3) in which the five landmarks (5, 2) lie on the template; black outside the image.
-
-    The crop is sampled bilinearly; a face larger than the crop is sampled that many times finer first and averaged, so
-    that nothing aliases.
-    """
-    crop_to_image = similarity(np.array(TEMPLATE_PX), np.asarray(landmark_px, np.float64))
-    fineness = max(1, int(np.ceil(np.hypot(crop_to_image[0, 0], crop_to_image[1, 0]) - 0.25)))
-    height_px, width_px = image_YXC.shape[:2]
-    at_px = (torch.arange(CROP_PX * fineness, dtype=torch.float32) + 0.5) / fineness - 0.5
-    y_px, x_px = torch.meshgrid(at_px, at_px, indexing="ij")
-    (xx, xy, x0), (yx, yy, y0) = crop_to_image.tolist()
-    image_x_px, image_y_px = xx * x_px + xy * y_px + x0, yx * x_px + yy * y_px + y0
-    left, right = _span(image_x_px, width_px)
-    top, bottom = _span(image_y_px, height_px)
-    if right <= left or bottom <= top:
-        return np.zeros((CROP_PX, CROP_PX, 3), np.uint8)
-    # Only the part of the image under the crop is turned into floats.
-    part_1CYX = torch.from_numpy(image_YXC[top:bottom, left:right]).permute(2, 0, 1)[None].float()
-    grid_1YX2 = torch.stack(
-        [(image_x_px - left + 0.5) / (right - left) * 2 - 1, (image_y_px - top + 0.5) / (bottom - top) * 2 - 1], dim=-1
-    )[None]
-    crop_1CYX = functional.grid_sample(part_1CYX, grid_1YX2, mode="bilinear", padding_mode="zeros", align_corners=False)
-    if fineness > 1:
-        crop_1CYX = functional.avg_pool2d(crop_1CYX, fineness)
-    crop: Pixels = crop_1CYX[0].permute(1, 2, 0).round().clamp(0, 255).to(torch.uint8).numpy()
-    return crop
-
-
-def _span(at_px: torch.Tensor, limit_px: int) -> tuple[int, int]:
-    """Return the range of pixels that bilinear sampling at the given places touches, within the image."""
-    return max(0, int(at_px.min().floor())), min(limit_px, int(at_px.max().ceil()) + 1)
