@@ -207,14 +207,19 @@ def _check_file(path: Path) -> None:
 
 
 def _check_limits(container: Any, path: Path) -> None:
+    if not container.streams:
+        raise RecordingError("unreadable", f"{path} holds no stream at all; it may be damaged")
     if len(container.streams) > MAX_STREAMS:
         raise RecordingError("over_limit", f"{path} holds more streams than the {MAX_STREAMS} that are allowed")
     told_s = _header_length_s(container)
     if told_s > MAX_DURATION_S:
         _refuse_length(path, "its header", told_s)
+    tells_sizes = any(name in container.format.name for name in ("mov", "matroska", "avi"))
     for stream in container.streams.video:
         if (codec := stream.codec_context) is not None:
             check_pixels(codec.width, codec.height, path)
+            if tells_sizes and not codec.width:  # FFmpeg drops what it is not to decode
+                raise RecordingError("over_limit", f"{path} has pictures of more than the {MAX_PIXELS} pixels allowed")
             codec.thread_count, codec.options = 1, _CODEC
     for stream in container.streams.audio:
         if (codec := stream.codec_context) is not None:

@@ -32,7 +32,7 @@ from avfuse.timeline import SAMPLE_RATE_HZ, Timeline
 
 log = logging.getLogger(__name__)
 
-MAX_UNSTAMPED_SHARE = 0.02
+MAX_UNSTAMPED_SHARE, MAX_REPEATED_SHARE = 0.02, 0.1  # of the frames that are left out, as they have no place in time
 MAX_LAG_S = 10.0  # between picture and sound in the order of the file, above which it is opened twice
 SOUND_FPS = 25.0  # of the timeline of a recording without picture
 _AHEAD_S = 1.0  # how far the sound runs ahead of the picture where the file is opened twice
@@ -101,12 +101,15 @@ def probe(path: Path, on_packet: Callable[[], object] = lambda: None) -> Timelin
             f"{path}: {num_unstamped} of {len(pts_F) + num_unstamped} frames carry no time stamp; rewrite it, for "
             "example with ffmpeg -fflags +genpts -i IN -c copy OUT.mkv, or encode it anew where that fails",
         )
-    timeline, is_ordered = Timeline.from_pts(pts_F, time_base_s), bool((np.diff(pts_F) >= 0).all())
+    timeline = Timeline.from_pts(pts_F, time_base_s)
+    if timeline.num_unplaced > MAX_REPEATED_SHARE * len(pts_F):
+        found = f"{path}: {timeline.num_unplaced} of {len(pts_F)} frames have the time stamp of another"
+        raise RecordingError("unreadable", f"{found}, as where two recordings were joined; encode it anew")
     return replace(
         timeline,
         zero_s=float(timeline.frame_time_s[0]) if is_avi else zero_s,
         num_unplaced=timeline.num_unplaced + num_unstamped,
-        is_ordered=bool(is_avi and has_b_frames and is_ordered),
+        is_ordered=bool(is_avi and has_b_frames and (np.diff(pts_F) >= 0).all()),
         sound_lag_s=survey.lag_s,
     )
 

@@ -274,7 +274,7 @@ def _broken(folder: Path, kind: str) -> Path:
         ("empty", "unreadable"),
         ("text", "unreadable"),
         ("truncated", "unreadable"),
-        ("index_damaged", "no_video_stream"),
+        ("index_damaged", "unreadable"),
         ("sound_only", "no_video_stream"),
     ],
 )
@@ -291,7 +291,7 @@ def test_unusable_video(kind: str, reason: str, tmp_path: Path) -> None:
         ("missing", "missing_file"),
         ("empty", "unreadable"),
         ("text", "unreadable"),
-        ("index_damaged", "no_audio_stream"),
+        ("index_damaged", "unreadable"),
     ],
 )
 def test_unusable_sound(kind: str, reason: str, tmp_path: Path) -> None:
