@@ -523,6 +523,36 @@ def test_aff_wild2_test_list(content: bytes, message: str, tmp_path: Path) -> No
         AffWild2Corpus(tmp_path)
 
 
+def test_aff_wild2_follows_no_link_out_of_the_root(tmp_path: Path) -> None:
+    """A link that was left out with a warning must not come back as the place of a missing video."""
+    root = tmp_path / "root"
+    aff_wild2_tree(root)
+    put(root, TEST_LIST, b"linked\n")
+    (root / "linked.mp4").symlink_to(put(tmp_path, "outside.mp4"))
+    with pytest.raises(
+        UsageError, match=r"linked\.mp4 is a link to .*/outside\.mp4, which is not below the root; copy"
+    ):
+        AffWild2Corpus(root)
+
+
+def test_fatigue_follows_no_link_out_of_the_root(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    put(tmp_path, "elsewhere/x.mp4")
+    root.mkdir()
+    (root / "day1").symlink_to(tmp_path / "elsewhere")
+    found = r"line 2: expected the path of a video below the root, .*, got 'day1/x', a link to .*/elsewhere/x\.mp4"
+    with pytest.raises(UsageError, match=rf"ratings\.csv, {found}"):
+        fatigue_corpus(root, "day1/x,s1,train,0,1,2")
+
+
+def test_a_pipe_is_no_trace(tmp_path: Path) -> None:
+    """Opening it would wait for ever for who writes into it."""
+    put(tmp_path, "a.mp4")
+    os.mkfifo(tmp_path / "a.csv")
+    with pytest.raises(UsageError, match=r"a\.csv, line 1: expected a readable text file, got it is a folder, a pipe"):
+        FolderCorpus(tmp_path)
+
+
 def test_folder_partitions_names_and_subjects(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for name in ("Validation/s1/day/a.mp4", "train/b.mov", "loose.mp4", "TEST/rated.mp4", "s2/c.webm", "test.mp4"):
         put(tmp_path, name)
@@ -1116,6 +1146,12 @@ def test_manifest_faulty_ratings_cost_their_recording_alone(tmp_path: Path) -> N
         ("path,partition\na.mp4,dev\n", r"line 2: expected a partition .train, validation, test., got 'dev'"),
         ("path\na.mp4\n../a.mp4\n", "line 3: expected a path below the root, with '/', got '../a.mp4'"),
         ("path\n/a.mp4\n", "line 2: expected a path below the root, with '/', got '/a.mp4'"),
+        ("path\nC:/a.mp4\n", "line 2: expected a path below the root, with '/', got 'C:/a.mp4'"),
+        ("path\nC:a.mp4\n", "line 2: expected a path below the root, with '/', got 'C:a.mp4'"),
+        ("path\n//host/share/a.mp4\n", "line 2: expected a path below the root, with '/', got '//host/share/a.mp4'"),
+        ("path\nday/../../a.mp4\n", "line 2: expected a path below the root, with '/', got 'day/../../a.mp4'"),
+        ("path\na\0.mp4\n", "line 2: expected UTF-8 text, got a zero byte"),
+        ("path,annotation\na.mp4,link.csv\n", "line 2: .* got 'link.csv', a link to .*/outside.csv; copy the file"),
         ("path\nday 1\\a.mp4\n", "line 2: expected a path below the root"),
         ("path,subject\n,s\n", "line 2: expected a path below the root, with '/', got ''"),
         ("path\nlink.mp4\n", "line 2: expected a path below the root, .*, got 'link.mp4', a link to .*/outside.mp4"),
@@ -1136,9 +1172,17 @@ def test_manifest_faults(manifest: str, message: str, tmp_path: Path) -> None:
     root = tmp_path / "root"
     manifest_tree(root, manifest)
     (root / "link.mp4").symlink_to(put(tmp_path, "outside.mp4"))
+    (root / "link.csv").symlink_to(put(tmp_path, "outside.csv"))
     (root / "linked").symlink_to(tmp_path)
     with pytest.raises(UsageError, match=rf"manifest\.csv, {message}"):
         FolderCorpus(root)
+
+
+def test_manifest_may_name_what_a_link_inside_the_root_leads_to(tmp_path: Path) -> None:
+    manifest_tree(tmp_path, "path\nday/a.mp4\n")
+    (tmp_path / "day").symlink_to(put(tmp_path, "there/a.mp4").parent)
+    (recording,) = FolderCorpus(tmp_path).recordings()
+    assert recording.path == tmp_path / "day/a.mp4"
 
 
 def test_two_manifests_are_refused(tmp_path: Path) -> None:

@@ -13,6 +13,10 @@ unrated, or returns None for a recording without one; a file that does not follo
 with all of its faulty lines. Where one file rates several recordings, each of them carries the digest of its own part
 as ``annotation_sha256``: a changed rating then makes only its own recording be extracted again.
 
+No path leaves the root. One that a file of the data set names only goes down, and where it ends, followed through all
+links, must lie below the root; otherwise the corpus is refused. A link that lies in a folder and leads out of the root
+is left out, and counted in the log. (Links among the aligned images of a recording are followed; no file names them.)
+
 No subject belongs in two partitions. A corpus whose folder declares no partitions draws them by subject
 (`avfuse.corpora._shares`).
 """

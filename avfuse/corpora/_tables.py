@@ -5,16 +5,15 @@ corpus, as it would put a person into the wrong partition; what is wrong with a 
 """
 
 import csv
-import os
 import unicodedata
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 from avfuse.corpora import VIDEO_SUFFIXES
 from avfuse.corpora._text import Faults, invalid, read_lines, separator_of, shown
 from avfuse.corpora._traces import Row, add_wrong_count
-from avfuse.corpora._tree import normal_name
+from avfuse.corpora._tree import normal_name, outside
 from avfuse.schema import PARTITIONS
 
 IDENTITY = ("subject", "partition")
@@ -100,12 +99,15 @@ def check_identity(faults: Faults, table: Table, row: Row, name: str, first: Row
 def check_place(faults: Faults, line: int, text: str, root: Path) -> None:
     """Note a path that is not below the root, by its steps or by a link."""
     expected = "a path below the root, with '/'"
-    if "\\" in text or {"", ".", ".."} & set(text.split("/")):
+    if not is_plain(text):
         faults.add(line, expected, shown(text), "write it like 'videos/session-1.mp4'")
-        return
-    real = os.path.realpath(place_of(root, text))
-    if not Path(real).is_relative_to(os.path.realpath(root)):
+    elif real := outside(root, place_of(root, text)):
         faults.add(line, expected, f"{shown(text)}, a link to {real}", "copy the file to where the link is")
+
+
+def is_plain(text: str) -> bool:
+    """Tell whether a path, written with '/', only goes down: no step back, none to nowhere, no drive, no root."""
+    return "\\" not in text and not PureWindowsPath(text).drive and not {"", ".", ".."} & set(text.split("/"))
 
 
 def check_video(faults: Faults, line: int, text: str) -> None:

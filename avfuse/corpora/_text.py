@@ -4,7 +4,10 @@ A byte order mark and CRLF line ends are allowed; everything else is a fault tha
 "expected X, got Y; what to do".
 """
 
+import errno
+import stat
 from pathlib import Path
+from typing import BinaryIO
 
 from avfuse.schema import AnnotationError, Fault
 
@@ -73,7 +76,8 @@ def read_lines(path: Path) -> list[str]:
         If the file cannot be read, is empty, or is not UTF-8 text.
     """
     try:
-        content = path.read_bytes()
+        with _open(path) as file:
+            content = file.read()
     except OSError as error:
         raise _unreadable(path, error) from error
     return _decode(path, content)
@@ -82,11 +86,18 @@ def read_lines(path: Path) -> list[str]:
 def read_first_line(path: Path) -> str:
     """Read only the first line of a text file; raises like `read_lines`."""
     try:
-        with path.open("rb") as file:
+        with _open(path) as file:
             content = file.readline(_HEADER_BYTES)
     except OSError as error:
         raise _unreadable(path, error) from error
     return _decode(path, content)[0]
+
+
+def _open(path: Path) -> BinaryIO:
+    """Open a file to be read, but no pipe or device: it may never end, or never begin."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError(errno.EINVAL, "it is a folder, a pipe or a device")
+    return path.open("rb")
 
 
 def _decode(path: Path, content: bytes) -> list[str]:

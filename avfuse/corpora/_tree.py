@@ -38,7 +38,7 @@ def tree_of(root: Path, suffixes: Sequence[str], closed: str = "") -> Tree:
     closed : str
         Pattern of the names of folders that are listed but not entered; none if empty.
     """
-    home, endings = Path(os.path.realpath(root)), tuple(suffixes)
+    endings = tuple(suffixes)
     files, folders, num_left_out = [], [], 0
     unread: list[OSError] = []
     for folder, inside, names in os.walk(root, onerror=unread.append):
@@ -52,7 +52,7 @@ def tree_of(root: Path, suffixes: Sequence[str], closed: str = "") -> Tree:
             if name.startswith(".") or not name.lower().endswith(endings):
                 continue
             path = here / name
-            if path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(home):
+            if path.is_symlink() and outside(root, path):
                 num_left_out += 1
             else:
                 files.append(path)
@@ -62,6 +62,12 @@ def tree_of(root: Path, suffixes: Sequence[str], closed: str = "") -> Tree:
         found = f"{len(unread)}, such as {unread[0].filename} ({unread[0].strerror})"
         log.warning("%s: folders that cannot be read, left out: %s; check their permissions", root, found)
     return Tree(sorted(files), sorted(folders))
+
+
+def outside(root: Path, path: Path) -> Path | None:
+    """Return where a path leads that does not end below the root, followed through all links; None if it does."""
+    real = Path(os.path.realpath(path))
+    return None if real.is_relative_to(os.path.realpath(root)) else real
 
 
 def is_hidden(folder: str) -> bool:

@@ -11,7 +11,7 @@ import numpy as np
 from avfuse.corpora import VIDEO_SUFFIXES, Corpus
 from avfuse.corpora._text import Faults, read_lines, shown
 from avfuse.corpora._traces import parse_numbers, split_rows
-from avfuse.corpora._tree import is_hidden, normal_name, tree_of
+from avfuse.corpora._tree import is_hidden, normal_name, outside, tree_of
 from avfuse.schema import SIDES, Annotation, AnnotationError, Recording, UsageError
 
 log = logging.getLogger(__name__)
@@ -210,7 +210,7 @@ def _find_videos(
         both, _, side = name.rpartition("_")
         shared = name not in found and side in SIDES and both in found
         file = both if shared else name
-        paths = found.get(file, [root / f"{name}.mp4"])
+        paths = found.get(file) or [_missing(root, name)]
         if len(paths) > 1:
             raise UsageError(f"two videos are named {file}: {paths[0]} and {paths[1]}; remove one")
         videos[name] = paths[0], side if shared else None
@@ -223,6 +223,14 @@ def _find_videos(
     if num_other:
         log.warning("%s: videos neither annotated nor in a test list, left out: %d", root, num_other)
     return videos
+
+
+def _missing(root: Path, name: str) -> Path:
+    """Return where a video would lie that was not found; a link there was left out, as it leads out of the root."""
+    path = root / f"{name}.mp4"
+    if real := outside(root, path):
+        raise UsageError(f"{path} is a link to {real}, which is not below the root; copy the file to where the link is")
+    return path
 
 
 def _find_crops(folders: Iterable[Path]) -> dict[str, Path]:

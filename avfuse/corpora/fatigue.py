@@ -8,10 +8,10 @@ import numpy as np
 
 from avfuse.corpora import VIDEO_SUFFIXES, Corpus
 from avfuse.corpora._shares import SPLIT_SEED, TEST, VALIDATION, Shares
-from avfuse.corpora._tables import IDENTITY, Table, check_identity, read_table
+from avfuse.corpora._tables import IDENTITY, Table, check_identity, is_plain, read_table
 from avfuse.corpora._text import Faults, invalid, shown
 from avfuse.corpora._traces import Row, declared_range, read_number
-from avfuse.corpora._tree import tree_of, videos_below
+from avfuse.corpora._tree import outside, tree_of, videos_below
 from avfuse.schema import Annotation, AnnotationError, Recording, UsageError
 
 _FILE = "ratings.csv"
@@ -174,7 +174,7 @@ def _read_rows(path: Path) -> tuple[Table, dict[str, list[Row]]]:
     rows: dict[str, list[Row]] = {}
     for row in table.rows:
         name = table.field(row, "recording") or ""
-        _check_name(faults, row.line, name)
+        _check_name(faults, row.line, name, path.parent)
         of_recording = rows.setdefault(name, [])
         of_recording.append(row)
         check_identity(faults, table, row, name, of_recording[0])
@@ -182,8 +182,10 @@ def _read_rows(path: Path) -> tuple[Table, dict[str, list[Row]]]:
     return table, rows
 
 
-def _check_name(faults: Faults, line: int, name: str) -> None:
+def _check_name(faults: Faults, line: int, name: str, root: Path) -> None:
     """Note a name of no video that could lie below the root."""
-    if "\\" in name or {"", ".", ".."} & set(name.split("/")) or Path(name).suffix.lower() in VIDEO_SUFFIXES:
-        expected = "the path of a video below the root, with '/' and without suffix"
+    expected = "the path of a video below the root, with '/' and without suffix"
+    if not is_plain(name) or Path(name).suffix.lower() in VIDEO_SUFFIXES:
         faults.add(line, expected, shown(name), "write it like 'videos/session-1'")
+    elif real := outside(root, root / f"{name}.mp4"):
+        faults.add(line, expected, f"{shown(name)}, a link to {real}", "copy the file to where the link is")
