@@ -239,7 +239,7 @@ class Batcher:
                 return features, None
             here = torch.empty(features.shape, dtype=features.dtype, pin_memory=True)
             here.copy_(features, non_blocking=True)
-            arrived = torch.cuda.Event()
+            arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
             arrived.record()
             return here, arrived
 

@@ -158,7 +158,7 @@ class WindowedPartition:
 
     def set_missing_sound(self, mean_A: Tensor) -> None:
         """Let the sound of clips whose recording has none be `mean_A`, (A,): what a head takes for the mean."""
-        for recording, item in zip(self._audio_NA[:-1].split(self._lengths), self.recordings, strict=True):
+        for recording, item in zip(torch.split(self._audio_NA[:-1], self._lengths), self.recordings, strict=True):
             if item.missing == "audio":
                 recording[:] = mean_A
 

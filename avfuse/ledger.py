@@ -74,4 +74,5 @@ def group_of_failure(name: str) -> str:
 
 
 def _failure(entry: Mapping[str, Any]) -> Failure:
-    return Failure(**{name: entry.get(name) for name in _OF_FAILURE})
+    known: dict[str, Any] = {name: entry.get(name) for name in _OF_FAILURE}
+    return Failure(**known)

@@ -12,8 +12,8 @@ from avfuse import media, registry, views
 from avfuse.corpora import Corpus
 from avfuse.crops import CROPPED
 from avfuse.detection import FaceDetector
-from avfuse.faces import describe_faces
 from avfuse.encoders import Encoder
+from avfuse.faces import describe_faces
 from avfuse.knobs import parse_assignments
 from avfuse.options import ExtractOptions
 from avfuse.schema import UsageError

@@ -18,7 +18,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -237,7 +237,7 @@ class _Extraction:
                 },
                 fps=timeline.fps,
                 missing=self._lacking,
-                losses=reading.losses.counted(),
+                losses=_count(reading.losses),
             )
         return _receipt(recording, face_share_N, rows)
 
@@ -277,6 +277,13 @@ class _Extraction:
         self._on_progress(self._num_written, num_clips)
 
 
+def _count(losses: media.Losses) -> dict[str, int] | None:
+    """Return what of a file could not be decoded, counted, or None if nothing was lost."""
+    if losses.num_video_lost == losses.num_audio_lost == 0:
+        return None
+    return {name: value for name, value in asdict(losses).items() if name != "breaks_off"}
+
+
 def _receipt(recording: Recording, face_share_N: npt.NDArray[np.float32], rows: RowCount | None) -> Receipt:
     return Receipt(recording.name, "extracted", len(face_share_N), float(face_share_N.mean()), rows)
 
@@ -284,7 +291,7 @@ def _receipt(recording: Recording, face_share_N: npt.NDArray[np.float32], rows: 
 def _device_of(name: str, rank: int) -> torch.device:
     """Return the device of a worker: of several GPUs, where none was named, the one of its number."""
     device = choose_device(name)
-    if device.type == "cuda" and device.index is None:
+    if device.type == "cuda" and ":" not in name:
         return torch.device("cuda", rank % torch.cuda.device_count())
     return device
 

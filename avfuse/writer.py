@@ -45,7 +45,7 @@ class RecordingWriter:
     def __enter__(self) -> RecordingWriter:
         self._aside = self.cache.store.aside()
         self._halves = self.cache.store.aside()
-        self._audio: list[npt.NDArray[np.float32]] = []
+        self._audio_NA = np.zeros((0, 0), np.float32)
         self._arrays: dict[str, Any] = {}
         self._num_clips = self._num_came = 0
         try:
@@ -92,7 +92,7 @@ class RecordingWriter:
         counts = [len(values_NCHW) for values_NCHW in given]
         if {*counts} != {len(audio_NA)}:
             raise ValueError(f"maps of {counts} clips and sound of {len(audio_NA)} came")
-        self._num_came += len(audio_NA)
+        start, self._num_came = self._num_came, self._num_came + len(audio_NA)
         if self._num_came > self._num_clips:
             raise ValueError(f"{self._num_came} clips came, {self._num_clips} were announced")
         with np.errstate(over="ignore", invalid="ignore"):
@@ -100,7 +100,9 @@ class RecordingWriter:
             audio_NA = np.array(audio_NA, np.float32)
         if not (np.isfinite(audio_NA).all() and all(np.isfinite(values_NCHW).all() for values_NCHW in maps)):
             raise RecordingError("feature_overflow", f"{self.name}: a feature is not finite; are the weights sound?")
-        self._audio.append(audio_NA)
+        if start == 0:  # once, at its full length: a long recording's would double as it is put together
+            self._audio_NA = np.empty((self._num_clips, *audio_NA.shape[1:]), np.float32)
+        self._audio_NA[start : self._num_came] = audio_NA
         takers: Sequence[_Spool | _ViewWriter] = self._spools or self._views
         with self._naming():
             for taker, values_NCHW in zip(takers, maps, strict=True):
@@ -138,7 +140,7 @@ class RecordingWriter:
 
     def _complete(self, arrays: Mapping[str, npt.NDArray[Any]], told: Mapping[str, Any]) -> None:
         """Write what is not written yet, the metadata last, and flush it all to disk."""
-        small = {"audio": np.concatenate(self._audio), **arrays, **self._quantise()}
+        small = {"audio": self._audio_NA, **arrays, **self._quantise()}
         maps = {view_name(i): view.finish() for i, view in enumerate(self._views)}
         if self.cache.compress != "none":
             self._read_back(maps)

@@ -10,7 +10,7 @@ import pytest
 import tiny
 import zarr
 from conftest import beep, write_video
-from toy import toy_spec
+from toy import toy_cache, toy_spec
 
 from avfuse import registry
 from avfuse.cache import FeatureCache
@@ -58,6 +58,8 @@ def extracted(tmp_path_factory: pytest.TempPathFactory) -> CachedRecording:
             device="cpu",
             precision="fp32",
             min_face_px=60,
+            min_face_share=0.0,
+            engine="serial",
             dtype="uint8",
             views=2,
         )
@@ -97,6 +99,26 @@ def test_the_tables_of_attributes_are_what_is_written(extracted: CachedRecording
     assert set(root) == {"spec", "fingerprint", "provenance"}
     assert f"Version {FORMAT_VERSION}." in PAGE
     assert f"| `format_version` | {FORMAT_VERSION} |" in PAGE
+
+
+def test_what_is_said_of_an_incomplete_recording_and_of_a_failure(tmp_path: Path) -> None:
+    cache = toy_cache(tmp_path)
+    counted = dict(
+        zip(("num_video_packets", "num_video_lost", "num_audio_packets", "num_audio_lost"), range(4), strict=True)
+    )
+    with RecordingWriter(cache, "c", Source("train", "s", "c.mp4", "0" * 64, None)) as writer:
+        writer.begin(0)
+        writer.commit({}, fps=25.0, missing="audio", losses=counted)
+    told = {row[0].strip("`"): row[1] for row in table("attribute of an incomplete recording | is")}
+    plain = {row[0].strip("`") for row in table("attribute | is")}
+    recording = cache.recording("c")
+    assert set(recording.attributes) - plain == set(told)
+    assert (recording.missing, recording.losses) == ("audio", counted)
+    assert re.findall(r"`(\w+)`", told["losses"]) == list(counted)
+    cache.ledger.record(Failure("d", "unreadable", "no frame"), None)
+    entry = read_sealed(cache.store.metadata("failures/d")) or {}
+    (line,) = re.findall(r"\*\*A failure\.\*\*(.*?)\n\n", PAGE, re.DOTALL)
+    assert set(entry) == set(re.findall(r"`(\w+)`", line)) - {"unreadable"}
 
 
 def test_the_table_of_features_of_others_is_what_an_import_writes(tmp_path: Path) -> None:

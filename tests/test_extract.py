@@ -15,8 +15,7 @@ from PIL import Image
 from torchvision.transforms import functional
 from toy import left_aside
 
-from avfuse import extract as extract_module
-from avfuse import registry, views
+from avfuse import media, networks, registry, views
 from avfuse import spec as spec_module
 from avfuse.cache import FeatureCache
 from avfuse.extract import ExtractProgress, ExtractSummary, extract
@@ -47,6 +46,7 @@ def options(root: Path, **changes: Any) -> ExtractOptions:
         "audio_weights": "none",
         "device": "cpu",
         "precision": "fp32",
+        "engine": "serial",
     }
     return ExtractOptions(**{**values, **changes})
 
@@ -171,8 +171,8 @@ def test_running_again_does_only_what_is_missing(tmp_path: Path, monkeypatch: py
     for name in ("a", "b", "c"):
         write_trace(face_video(root / "train" / f"{name}.mp4", CONSTANT), 60)
     opened: list[str] = []
-    probe = extract_module.media.probe
-    monkeypatch.setattr(extract_module.media, "probe", lambda path: (opened.append(path.stem), probe(path))[1])
+    probe = media.probe
+    monkeypatch.setattr(media, "probe", lambda path: (opened.append(path.stem), probe(path))[1])
     assert extract(options(root)).num_extracted == 3
     assert opened == ["a", "b", "c"]
     opened.clear()
@@ -196,7 +196,7 @@ def test_the_cache_does_not_depend_on_how_the_work_was_cut(tmp_path: Path) -> No
         pass
 
     def stop(progress: ExtractProgress) -> None:
-        if progress.num_done == 1 and progress.share_of_recording > 0:
+        if progress.num_done == 1 and progress.share_under_way > 0:
             raise Stopped
 
     with pytest.raises(Stopped):
@@ -249,12 +249,12 @@ def test_failures_are_typed_kept_and_retried(tmp_path: Path) -> None:
         "train/text": "unreadable",
     }
     store = FeatureCache.open(Path(summary.store))
-    assert store.failures() == list(summary.failures)
+    assert store.ledger.failures() == list(summary.failures)
     assert [item.name for item in store.recordings()] == ["train/good"]
     shutil.copy(here / "good.mp4", here / "text.mp4")
     again = extract(options(root))
     assert (again.num_extracted, again.num_present, len(again.failures)) == (1, 1, 5)
-    assert "train/text" not in {item.recording for item in store.failures()}
+    assert "train/text" not in {item.recording for item in store.ledger.failures()}
 
 
 def test_an_unknown_error_is_kept_with_its_type(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -310,7 +310,7 @@ def test_what_cannot_be_used_is_refused_before_a_video_is_opened(
 ) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     face_video(tmp_path / "root" / "a.mp4", np.arange(9) / FPS)
-    monkeypatch.setattr(extract_module.media, "probe", lambda path: pytest.fail(f"{path} was opened"))
+    monkeypatch.setattr(media, "probe", lambda path: pytest.fail(f"{path} was opened"))
     with pytest.raises(UsageError, match=message):
         extract(options(tmp_path / "root", **changes))
     assert not (tmp_path / "cache").exists()
@@ -332,7 +332,7 @@ def test_a_store_with_recordings_of_another_corpus_is_refused(tmp_path: Path) ->
 def test_features_of_what_a_file_was_before_do_not_stay(tmp_path: Path) -> None:
     root = tmp_path / "root"
     for name in ("a", "b"):
-        face_video(root / f"{name}.mp4", np.arange(16) / FPS)
+        face_video(root / f"{name}.mp4", CONSTANT)
     store = FeatureCache.open(extract(options(root)).store)
     content = bytearray((root / "a.mp4").read_bytes())
     content[len(content) // 2] ^= 1  # as long as before
@@ -349,9 +349,9 @@ def test_features_of_what_a_file_was_before_do_not_stay(tmp_path: Path) -> None:
 
 def test_a_frame_that_cannot_be_decoded_shows_no_face(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     face_video(tmp_path / "root" / "a.mp4", CONSTANT)
-    read_frames = extract_module.media.read_frames
+    decode = media.Reading.__iter__
     monkeypatch.setattr(
-        extract_module.media, "read_frames", lambda *given: (item for item in read_frames(*given) if item[0] != 33)
+        media.Reading, "__iter__", lambda reading: (item for item in decode(reading) if getattr(item, "index", 0) != 33)
     )
     recording = only_recording(extract(options(tmp_path / "root", hop=2)))
     assert np.flatnonzero(~recording.array("frame_face")).tolist() == [33]
@@ -424,8 +424,8 @@ def cropped_corpus(root: Path, **level_of: dict[int, int]) -> ExtractOptions:
 def test_aligned_images_stand_in_for_detection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     levels = {i: 3 * i + 20 for i in range(60) if i not in (3, 30, 31, 59)}
     given = cropped_corpus(tmp_path / "root", a=levels)
-    monkeypatch.setattr(extract_module, "FaceDetector", lambda *_: pytest.fail("a detector was made"))
-    monkeypatch.setattr(extract_module.media, "_decode", lambda path: pytest.fail(f"{path} was decoded"))
+    monkeypatch.setattr(networks, "FaceDetector", lambda *_: pytest.fail("a detector was made"))
+    monkeypatch.setattr(media, "_Picture", lambda *given: pytest.fail(f"{given[1]} was decoded"))
     recording = only_recording(extract(given))
     frame_NK = np.maximum(recording.array("end_frame")[:, None] - 4 * np.arange(7, -1, -1), 0)
     expected_NK = np.vectorize(lambda frame: levels.get(frame, 0))(frame_NK) / 255
@@ -457,16 +457,16 @@ def test_settings_of_the_detector_do_not_shape_a_store_of_aligned_images(tmp_pat
     assert len(stores) == 1
     (store,) = stores
     assert FeatureCache.open(store).spec.detector["detector"] == "cropped"
-    detected = extract(dataclasses.replace(given, faces="detect"))
+    detected = extract(dataclasses.replace(given, faces="detect", min_face_share=0.0))
     assert detected.store not in stores
     assert only_recording(detected).source.crops_sha256 is None
 
 
 def test_a_recording_without_aligned_images_fails(tmp_path: Path) -> None:
     summary = extract(cropped_corpus(tmp_path / "root", a=dict.fromkeys(range(60), 80), b={}))
-    ((name, reason, message),) = map(dataclasses.astuple, summary.failures)
-    assert (name, reason, summary.num_extracted) == ("b", "missing_crops", 1)
-    assert "no folder of aligned images of b" in message
+    (failure,) = summary.failures
+    assert (failure.recording, failure.reason, summary.num_extracted) == ("b", "missing_crops", 1)
+    assert "no folder of aligned images of b" in failure.message
 
 
 def test_aligned_images_of_another_video_or_of_nothing_fail(tmp_path: Path) -> None:
@@ -498,8 +498,8 @@ def test_leaks_are_refused_unless_they_are_allowed(
     face_video(root / "train" / "s4" / "a.mp4", np.arange(11) / FPS)
     (root / "test" / "s5").mkdir(parents=True)
     shutil.copy(root / "train" / "s4" / "a.mp4", root / "test" / "s5" / "b.mp4")
-    probe = extract_module.media.probe
-    monkeypatch.setattr(extract_module.media, "probe", lambda path: pytest.fail(f"{path} was opened"))
+    probe = media.probe
+    monkeypatch.setattr(media, "probe", lambda path: pytest.fail(f"{path} was opened"))
     named = r"two partitions \(4\) .*subject s1 is in train \(.*subject s2 .*subject s3 .*and 1 more; leave each"
     with pytest.raises(UsageError, match=named):
         extract(options(root))
@@ -510,7 +510,7 @@ def test_leaks_are_refused_unless_they_are_allowed(
     with pytest.raises(UsageError, match=r"two partitions \(1\) .*the content of .*s4/a\.mp4 is in .*--allow-leaks"):
         extract(options(root))
     assert not (tmp_path / "cache").exists()
-    monkeypatch.setattr(extract_module.media, "probe", probe)
+    monkeypatch.setattr(media, "probe", probe)
     with caplog.at_level(logging.WARNING):
         assert extract(options(root, allow_leaks=True)).num_extracted == 3
     assert ["s4/a.mp4" in message and "too good" in message for message in caplog.messages] == [True]
@@ -615,7 +615,7 @@ def test_progress_counts_up(tmp_path: Path) -> None:
     (root / "c.mp4").touch()
     seen: list[ExtractProgress] = []
     extract(options(root, batch_size=3), seen.append)
-    done = [item.num_done + item.share_of_recording for item in seen]
+    done = [item.num_done + item.share_under_way for item in seen]
     assert done == sorted(done)
     assert dataclasses.astuple(seen[-1])[:4] == (3, 3, 14, 1)
     assert [item.num_clips for item in seen] == sorted(item.num_clips for item in seen)
@@ -694,12 +694,12 @@ def test_views_do_not_depend_on_how_the_work_was_cut(tmp_path: Path, monkeypatch
         tiny.BrightnessEncoder, "forward", lambda self, clips: (batches.append(len(clips)), forward(self, clips))[1]
     )
     whole = Path(extract(given).store)
-    assert batches == [7] * 6  # one view after the other, so that no more than a batch of clips is held
+    assert batches == [8, 8, 6] * 2  # of 7 clips in 3 views: full ones, and the rest padded to an even number
     batches.clear()
     later = dataclasses.replace(given, cache=tmp_path / "later", batch_size=2)
     extract(later)
     store = FeatureCache.find(tmp_path / "later")
-    assert batches == [2] * 9 + [1] * 3 + [2] * 9 + [1] * 3
+    assert batches == [2] * 22  # 21 of each recording: the last is padded
     assert files_of(whole) == files_of(Path(store.path))
     store.remove("a")  # another order
     assert extract(later).num_extracted == 1

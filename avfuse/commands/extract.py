@@ -88,29 +88,39 @@ def _plan(options: ExtractOptions, as_json: bool) -> None:
     if as_json:
         print_json(found)
         return
+    workers = counted(found.num_workers, "worker") if found.num_workers else "workers as the engine finds room"
     rows = [
         ("recordings", f"{found.num_recordings:,}"),
         ("there already", f"{found.num_present:,}"),
         ("set aside before", f"{found.num_set_aside:,}"),
-        ("cannot be opened", f"{found.num_unreadable:,}"),
+        ("cannot be used", f"{found.num_unreadable:,}"),
         ("to extract", f"{found.num_to_do:,}"),
         ("minutes of these", f"{found.num_minutes:,.1f}"),
         ("clips of these", f"{found.num_clips:,}"),
-        ("computed on", f"{found.device}, {found.precision}, {counted(found.num_workers, 'worker')}"),
+        ("computed on", f"{found.device}, {found.precision}, {workers}"),
         ("time for all of it", _duration(found.total_s)),
         ("store", str(found.store)),
     ]
     print_rows(("plan", ""), rows)
     stages = [
-        (item.name, f"{item.cpu_ms_per_clip:.1f} ms", f"{100 * item.share:.1f} %", item.unit_speed)
+        (
+            item.name,
+            f"{item.cpu_ms_per_clip:.1f} ms",
+            f"{item.wall_ms_per_clip:.1f} ms",
+            f"{100 * item.share:.1f} %",
+            item.unit_speed,
+        )
         for item in found.stages
     ]
-    print_rows(("stage", "CPU per clip", "share", "speed"), stages, f"Measured on {counted(found.num_probed, 'clip')}")
+    if stages:
+        measured = f"Measured on {counted(found.num_probed, 'clip')}, one stage after the other"
+        print_rows(("stage", "CPU per clip", "time per clip", "share", "speed"), stages, measured)
     sizes = [
         (item.dtype, item.maps, item.compress, show_size(item.num_bytes_per_clip), show_size(item.num_bytes))
         for item in found.sizes
     ]
-    print_rows(("numbers", "maps", "compression", "per clip", "for all of it"), sizes)
+    if sizes:
+        print_rows(("numbers", "maps", "compression", "per clip", "for all of it"), sizes)
     for note in found.notes:
         click.echo(note)
 
