@@ -172,10 +172,11 @@ class Source:
         Raises
         ------
         RecordingError
-            With reason ``missing_file``, ``annotation_invalid`` or ``missing_crops``, when one of them cannot be read.
+            With reason ``missing_file``, ``unreadable``, ``annotation_invalid`` or ``missing_crops``, when one of them
+            cannot be read.
         """
         digest = digest or FileDigests()
-        video = _readable(digest, recording.path, "missing_file")
+        video = _readable(digest, recording.path, "unreadable", "missing_file")
         annotation, traced = recording.annotation_sha256, recording.annotation_path
         if annotation is None and traced is not None:
             annotation = _readable(digest, traced, "annotation_invalid")
@@ -232,12 +233,14 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _readable(digest: Callable[[Path], str], path: Path, reason: str) -> str:
-    """Return the digest of a file that the recording cannot do without."""
+def _readable(digest: Callable[[Path], str], path: Path, reason: str, if_missing: str | None = None) -> str:
+    """Return the digest of a file that the recording cannot do without; `reason` is why not, if it cannot be read."""
     try:
         return digest(path)
     except OSError as error:
-        raise RecordingError(reason, f"{path} cannot be read ({error.strerror})") from error
+        is_missing = error.errno in (errno.ENOENT, errno.ENOTDIR)
+        found = f"{path} cannot be read ({error.strerror})"
+        raise RecordingError((if_missing if is_missing else None) or reason, found) from error
 
 
 def folder_name(name: str) -> str:
