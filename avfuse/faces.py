@@ -32,7 +32,7 @@ DETECT_BATCH = 8
 MAX_WAITING = 32  # images held until the next look, whatever the size of the batch; frames between two looks at most
 MIN_OVERLAP = 0.2  # intersection over union below which a box does not continue the track
 # Of an adaptive detection:
-STEADY = 0.8  # overlap of a face at two looks from which it is interpolated between them
+STEADY = 0.7  # overlap of a face at two looks from which it is interpolated between them
 CONTINUES = 0.5  # overlap with the last box below which a face has jumped
 SURE = 0.95  # probability below which a face may be lost
 AGREES = 0.9  # overlap with what is followed from which a search confirms it
@@ -133,9 +133,18 @@ class FaceTrack:
         yield from self._crop(waiting, detected_F)
 
     def _crop(self, waiting: dict[int, Tensor], detected_F: npt.NDArray[np.bool_]) -> Iterator[tuple[int, Tensor]]:
+        faces = self._find(waiting, detected_F)
+        for index, face in faces.items():
+            self.found_F[index], self.probability_F[index] = True, face.probability
+            self.box_F4[index] = face.box_px
+        crops = align(list(waiting.values()), [faces[i].landmark_px if i in faces else None for i in waiting])
+        yield from zip(waiting, crops, strict=True)
+
+    def _find(self, waiting: dict[int, Tensor], detected_F: npt.NDArray[np.bool_]) -> dict[int, Face]:
+        """Return the faces up to the last of the frames that is looked at, between those that came as well."""
         looked_at = [index for index in waiting if detected_F[index]]
-        faces: dict[int, Face] = {}
         found = [] if self._looks_near else self.detector.detect([waiting[index] for index in looked_at])
+        faces: dict[int, Face] = {}
         for i, index in enumerate(looked_at):
             candidates = self._look(index, waiting[index]) if self._looks_near else found[i]
             width_px = waiting[index].shape[1]
@@ -143,11 +152,7 @@ class FaceTrack:
             gap = {between: image for between, image in waiting.items() if self._last_index < between < index}
             faces.update(self._between(gap, index, face))
             self._last, self._last_index = face, index
-        for index, face in faces.items():
-            self.found_F[index], self.probability_F[index] = True, face.probability
-            self.box_F4[index] = face.box_px
-        crops = align(list(waiting.values()), [faces[i].landmark_px if i in faces else None for i in waiting])
-        yield from zip(waiting, crops, strict=True)
+        return faces
 
     def _look(self, index: int, image: Tensor) -> list[Face]:
         """Return the faces in the frame at `index` near those that are followed, or all where they may be elsewhere."""
@@ -201,19 +206,34 @@ class FaceTrack:
 
     def _between(self, gap: dict[int, Tensor], index: int, face: Face | None) -> dict[int, Face]:
         """Return the faces of the frames after the last look, up to the one at `index`; `gap` has those that came."""
-        last, start = self._last, self._last_index
+        last = self._last
         faces = {} if face is None else {index: face}
-        shared = 0.0 if last is None or face is None else overlap(last.box_px, face.box_px)
-        if last is not None and face is not None and shared >= MIN_OVERLAP:
-            faces |= {i: last.towards(face, (i - start) / (index - start)) for i in range(start + 1, index)}
-            if self.detection == "adaptive" and shared < STEADY:
-                seen = {i: _nearest(self.detector.detect_near(gap[i], [faces[i]]), faces[i], MIN_OVERLAP) for i in gap}
-                faces |= {i: found for i, found in seen.items() if found is not None}
-                faces = {i: known for i, known in faces.items() if seen.get(i, known) is not None}
+        if last is not None and face is not None and overlap(last.box_px, face.box_px) >= MIN_OVERLAP:
+            faces |= self._fill(gap, self._last_index, last, index, face)
         elif self.detection == "adaptive" and self.side is None:  # of two people, one may stand where the other stood
             onwards = self._walk(gap, last, sorted(gap))
             faces |= self._walk(gap, face, sorted(gap.keys() - onwards.keys(), reverse=True)) | onwards
         return faces
+
+    def _fill(self, gap: dict[int, Tensor], start: int, first: Face, stop: int, last: Face) -> dict[int, Face]:
+        """Return the faces of the frames between two of a track, which are interpolated where the face is steady.
+
+        Where it moves, the middle one is looked for near its place between the two, and so on in both halves.
+        """
+        faces = {i: first.towards(last, (i - start) / (stop - start)) for i in range(start + 1, stop)}
+        came = sorted(i for i in gap if start < i < stop)
+        if self.detection == "every" or not came or overlap(first.box_px, last.box_px) >= STEADY:
+            return faces
+        middle = came[len(came) // 2]
+        guess = faces[middle]
+        face = _nearest(self.detector.detect_near(gap[middle], [guess]), guess, MIN_OVERLAP)
+        if face is None:
+            others = {i: image for i, image in gap.items() if i != middle}
+            faces = self._fill(others, start, first, stop, last)
+            del faces[middle]
+            return faces
+        halves = self._fill(gap, start, first, middle, face) | self._fill(gap, middle, face, stop, last)
+        return {**halves, middle: face}
 
     def _walk(self, gap: dict[int, Tensor], face: Face | None, order: Sequence[int]) -> dict[int, Face]:
         """Return the faces that continue one through frames of a gap, as far as they do."""
