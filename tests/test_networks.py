@@ -1,0 +1,68 @@
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from test_extract import options
+from test_extract import tiny_encoders as tiny_encoders  # a fixture
+
+from avfuse import registry
+from avfuse.corpora import Corpus
+from avfuse.networks import Networks
+from avfuse.schema import UsageError
+
+
+class Nowhere(Corpus):
+    """A corpus without recordings."""
+
+    def __init__(self, root: Path) -> None:
+        self.targets, self.ranges = ("valence",), (None,)
+
+    def recordings(self):  # type: ignore[no-untyped-def]
+        return []
+
+    def annotation(self, recording):  # type: ignore[no-untyped-def]
+        return None
+
+
+def make(tmp_path: Path, **changes: object) -> Networks:
+    return Networks.make(options(tmp_path, **changes), torch.device("cpu"))
+
+
+def test_everything_that_shapes_a_feature_is_in_the_description(tmp_path: Path) -> None:
+    given = options(tmp_path)
+    plain = make(tmp_path).describe(given, Nowhere(tmp_path))
+    changed = {
+        "hop": {"hop": 4},
+        "precision": {"precision": "bf16"},
+        "detection": {"detection": "every"},
+        "detect_every": {"detect_every": 2},
+        "min_face_px": {"min_face_px": 60},
+        "faces": {"faces": "cropped"},
+        "video_option": {"video_option": ("scale=0.5",)},
+        "views": {"views": 2},
+    }
+    specs = [
+        make(tmp_path, **change).describe(dataclasses.replace(given, **change), Nowhere(tmp_path)).fingerprint
+        for change in changed.values()
+    ]
+    assert len({plain.fingerprint, *specs}) == 1 + len(changed)
+    same = {"batch_size": 3, "engine": "local", "num_workers": 5, "max_corrupt": 0.5, "min_face_share": 0.5}
+    assert make(tmp_path, **same).describe(dataclasses.replace(given, **same), Nowhere(tmp_path)) == plain
+
+
+def test_aligned_images_need_no_detector(tmp_path: Path) -> None:
+    assert make(tmp_path, faces="cropped").detector is None
+    assert make(tmp_path).detector is not None
+
+
+def test_provenance_says_where_the_weights_are_from(tmp_path: Path) -> None:
+    provenance = make(tmp_path).provenance
+    assert provenance["video"] == provenance["audio"] == {"weights": "none"}
+    assert set(provenance) == {"video", "audio", "avfuse"}
+
+
+def test_an_encoder_of_the_other_modality_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="encoder 'tiny_video' is for video, not for audio"):
+        make(tmp_path, audio_encoder="tiny_video")
+    assert "tiny_video" in registry.ENCODERS
