@@ -52,6 +52,7 @@ LAYERS = {
             "augment",
             "arrays",
             "batching",
+            "stopwatch",
         ),
         (1, 0),
     ),
@@ -67,6 +68,9 @@ LAYERS = {
     "networks": (2, 1),
     "worker": (2, 2),
     "preparation": (2, 3),
+    "lengths": (2, 0),
+    "sizing": (2, 2),
+    "probing": (2, 3),
     "planning": (3, 0),
     "notes": (2, 2),
     "cost": (2, 2),
@@ -81,6 +85,7 @@ LAYERS = {
 WALLS = {
     "train": {"media", "faces", "detection", "crops", "encoders", "corpora", "extract", "report", "demo"},
     "extract": {"fusion", "losses", "metrics", "dataset", "checkpoint", "runs"},
+    "planning": {"fusion", "losses", "metrics", "dataset", "checkpoint", "runs"},
     "audit": {"faces", "detection", "crops", "encoders", "fusion", "cache", "dataset", "checkpoint", "runs", "device"},
     "predict": {"media", "faces", "detection", "crops", "encoders", "corpora", "extract", "train", "report", "demo"},
     "report": {

@@ -1,0 +1,266 @@
+import dataclasses
+import json
+import math
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click.testing
+import numpy as np
+import pytest
+import skimage.data
+import tiny
+from conftest import beep, logging_and_signals_kept, write_video
+
+from avfuse import atomic, lengths, planning, registry, sizing
+from avfuse.cache import FeatureCache
+from avfuse.cli import cli
+from avfuse.extract import extract
+from avfuse.options import ExtractOptions
+from avfuse.planning import ExtractPlan, plan
+from avfuse.probing import STAGES
+from avfuse.schema import Failure, UsageError
+from avfuse.sizing import Way
+from avfuse.spec import Source
+
+FACE = np.ascontiguousarray(skimage.data.astronaut()[0:240:2, 100:340:2])
+FPS = 25
+LENGTHS = {"a": 40, "b": 77, "c": 52}  # frames
+NAMES = {
+    "corpus": "folder",
+    "video_encoder": "tiny_video",
+    "audio_encoder": "tiny_audio",
+    "video_weights": "none",
+    "audio_weights": "none",
+    "device": "cpu",
+    "precision": "fp32",
+    "engine": "serial",
+}
+
+
+@pytest.fixture(autouse=True)
+def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for name, row in tiny.ENCODERS.items():
+        monkeypatch.setitem(registry.ENCODERS, name, row)
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    monkeypatch.setattr(atomic, "flush", lambda path: None)  # which takes longest
+    return folder
+
+
+WAYS = [Way("float16", "whole", "none"), Way("uint8", "pooled", "zstd")]
+
+
+@pytest.fixture(autouse=True)
+def few_ways(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep maps in few ways, as all of them take a while."""
+    for page in (sizing, planning):
+        monkeypatch.setattr(page, "known_ways", lambda: WAYS)
+
+
+@pytest.fixture(scope="module")
+def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("films")
+    for name, num_frames in LENGTHS.items():
+        write_video(root / f"{name}.mp4", np.arange(num_frames) / FPS, lambda i: FACE, beep(0.5, num_frames / FPS))
+        rows = "".join(f"{i / 100},{-i / 100}\n" for i in range(num_frames))
+        (root / f"{name}.csv").write_text(f"valence,arousal\n{rows}")
+    return root
+
+
+@pytest.fixture
+def root(tmp_path: Path, films: Path) -> Path:
+    made = tmp_path / "root"
+    made.mkdir()
+    for path in films.iterdir():
+        (made / path.name).write_bytes(path.read_bytes())
+    return made
+
+
+def options(root: Path, **changes: Any) -> ExtractOptions:
+    return ExtractOptions(**{"root": root, "cache": root.parent / "cache", **NAMES, **changes})
+
+
+def recording_bytes(store: Path) -> int:
+    """Return the bytes of the recordings of a store, without the group that holds them."""
+    return sum(path.stat().st_size for path in store.glob("recordings/*/**/*") if path.is_file())
+
+
+@pytest.mark.parametrize("changes", [{}, {"dtype": "uint8", "maps": "pooled", "compress": "zstd", "views": 2}])
+def test_a_plan_says_what_extraction_then_does(root: Path, changes: dict[str, Any]) -> None:
+    found = plan(options(root, **changes))
+    assert not (root.parent / "cache").exists()
+    summary = extract(options(root, **changes))
+    assert found.store == summary.store
+    assert (found.num_recordings, found.num_to_do) == (summary.num_extracted, 3)
+    assert (found.num_present, found.num_set_aside, found.num_unreadable) == (0, 0, 0)
+    assert found.num_clips == found.num_probed == summary.num_clips
+    assert found.num_minutes == pytest.approx(sum(LENGTHS.values()) / FPS / 60, rel=0.01)
+    assert (found.device, found.precision, found.notes) == ("cpu", "fp32", ())
+    assert [(item.dtype, item.maps, item.compress) for item in found.sizes] == WAYS
+    chosen = found.sizes[1 if changes else 0]
+    # Two of three recordings stand for all; sums, scales and lengths of texts differ a little.
+    assert chosen.num_bytes == pytest.approx(recording_bytes(Path(summary.store)), rel=0.01)
+    assert chosen.num_bytes_per_clip == pytest.approx(chosen.num_bytes / summary.num_clips, abs=0.1)
+
+
+def test_stages_share_the_time_and_make_up_the_whole(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 4)
+    found = plan(options(root, num_workers=3))  # one thread each: a core is left idle
+    assert tuple(stage.name for stage in found.stages) == STAGES
+    assert sum(stage.share for stage in found.stages) == pytest.approx(1)
+    cpu_ms = sum(stage.cpu_ms_per_clip for stage in found.stages)
+    assert found.total_s == pytest.approx(cpu_ms / 1e3 * found.num_clips / 3)
+    for stage in found.stages:
+        assert stage.share == pytest.approx(stage.cpu_ms_per_clip / cpu_ms)
+    units = [stage.unit_speed.partition(" ")[2] for stage in found.stages]
+    assert units == ["MB/s", "frames/s", "frames/s", "clips/s", "clips/s", "MB/s"]
+    frames_per_clip = sum(LENGTHS.values()) / found.num_clips
+    told = float(found.stages[1].unit_speed.partition(" ")[0].replace(",", ""))
+    assert told == pytest.approx(1e3 * frames_per_clip / found.stages[1].cpu_ms_per_clip, rel=0.1)
+
+
+def test_what_is_there_or_set_aside_is_no_more_to_do(root: Path, places: Path) -> None:
+    (root / "d.mp4").write_text("no video")
+    (root / "b.mp4").rename(root.parent / "b.mp4")
+    summary = extract(options(root))
+    (root.parent / "b.mp4").rename(root / "b.mp4")
+    before = {path: path.stat().st_mtime_ns for path in Path(summary.store).parent.rglob("*")}
+    found = plan(options(root))
+    assert (found.num_recordings, found.num_present, found.num_set_aside, found.num_to_do) == (4, 2, 1, 1)
+    assert (found.num_clips, found.num_probed) == (77 // 8, 77 // 8)
+    assert found.notes[0].startswith("What is there or set aside is told by name")
+    again = plan(options(root, retry_failed=True))
+    assert (again.num_set_aside, again.num_unreadable, again.num_to_do) == (0, 1, 1)
+    assert {path: path.stat().st_mtime_ns for path in Path(summary.store).parent.rglob("*")} == before
+    assert list(places.iterdir()) == []
+
+
+def test_where_all_is_there_no_network_is_placed(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    extract(options(root))
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("nothing is to be encoded")
+
+    monkeypatch.setattr(tiny.BrightnessEncoder, "place", refuse)
+    found = plan(options(root))
+    assert (found.num_present, found.num_to_do, found.num_clips, found.num_probed) == (3, 0, 0, 0)
+    assert (found.stages, found.sizes, found.total_s) == ((), (), 0.0)
+
+
+def test_a_recording_that_is_damaged_is_made_again(root: Path) -> None:
+    summary = extract(options(root))
+    (Path(summary.store) / "recordings" / "b" / "audio" / "c" / "0" / "0").unlink()
+    found = plan(options(root), probe_s=0.0)
+    assert (found.num_present, found.num_to_do) == (2, 1)
+
+
+def test_where_nothing_can_be_measured_the_time_is_not_known(root: Path) -> None:
+    found = plan(options(root), probe_s=0.0)
+    assert (found.num_to_do, found.num_probed, found.stages, found.sizes) == (3, 0, (), ())
+    assert math.isnan(found.total_s)
+    assert found.notes == ("No recording could be measured: time and bytes are not known.",)
+    for path in root.glob("*.mp4"):
+        path.write_text(f"no video {path.stem}")
+    found = plan(options(root))
+    assert (found.num_unreadable, found.num_to_do, found.num_clips, found.total_s) == (3, 0, 0, 0.0)
+    assert found.notes == ("Recordings whose headers say that they cannot be used: unreadable (3).",)
+
+
+def test_a_sample_stands_for_many(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lengths, "MAX_HEADERS", 1)
+    found = plan(options(root))
+    assert (found.num_to_do, found.num_probed) == (3, 52 // 8)
+    total_bytes = sum(path.stat().st_size for path in root.glob("*.mp4"))
+    assert found.num_clips == round(52 // 8 * total_bytes / (root / "c.mp4").stat().st_size)
+    assert found.notes[0].startswith("Minutes, clips and what cannot be used are estimates: 1 headers of 3 recordings")
+
+
+def test_recordings_that_fail_are_told(root: Path) -> None:
+    (root / "b.csv").write_text("valence,arousal\n1,2\n")
+    found = plan(options(root))
+    assert found.num_probed == 40 // 8 + 52 // 8
+    assert found.notes == ("Recordings that were to be measured cannot be used: annotation_mismatch (1).",)
+
+
+def test_large_files_are_not_measured(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    size = {path.stem: path.stat().st_size for path in root.glob("*.mp4")}
+    monkeypatch.setattr(planning, "MAX_TRIED_BYTES", size["c"])
+    found = plan(options(root))
+    assert (found.num_probed, found.num_clips) == (40 // 8 + 52 // 8, 40 // 8 + 77 // 8 + 52 // 8)
+    assert found.notes == ("Of files larger than 0.0 GB none is measured.",)
+    monkeypatch.setattr(planning, "MAX_TRIED_BYTES", 10)
+    found = plan(options(root))
+    assert found.num_probed == 40 // 8
+    assert found.notes == ("Of files larger than 0.0 GB only the smallest is measured.",)
+
+
+def test_a_share_is_planned_alone(root: Path) -> None:
+    shares = [plan(options(root, shard=f"{i}/2"), probe_s=0.0) for i in (1, 2)]
+    assert [share.num_recordings for share in shares] == [2, 1]
+    assert sum(share.num_clips for share in shares) == sum(length // 8 for length in LENGTHS.values())
+
+
+def test_what_extraction_would_refuse_is_refused(root: Path) -> None:
+    with pytest.raises(UsageError, match="'tiny_audio' is for audio, not for video"):
+        plan(options(root, video_encoder="tiny_audio"))
+    with pytest.raises(UsageError, match="is named like a file"):
+        plan(options(root, cache=root.parent / "cache.h5"))
+
+
+def test_items_are_taken_from_the_middle_outwards() -> None:
+    spread = planning._spread
+    assert spread(range(8)) == [4, 2, 6, 1, 5, 3, 7, 0]
+    assert spread("a") == ["a"]
+    for count in range(1, 40):
+        assert sorted(spread(range(count))) == list(range(count))
+        assert spread(range(count))[0] == count // 2
+
+
+@pytest.fixture
+def runner(monkeypatch: pytest.MonkeyPatch) -> Iterator[click.testing.CliRunner]:
+    """Run commands, which know encoders by the names of the real ones alone."""
+    for name, tiny_name in (("r3d", "tiny_video"), ("spectrogram_resnet", "tiny_audio")):
+        monkeypatch.setitem(registry.ENCODERS, name, tiny.ENCODERS[tiny_name])
+    with logging_and_signals_kept():
+        yield click.testing.CliRunner()
+
+
+def arguments(root: Path, *more: str) -> list[str]:
+    named = {name: value for name, value in NAMES.items() if not name.endswith("_encoder")}
+    knobs = [part for name, value in named.items() for part in (f"--{name.replace('_', '-')}", value)]
+    return ["extract", str(root), "--cache", str(root.parent / "cache"), "--dry-run", *knobs, *more]
+
+
+def test_the_command_prints_the_plan(root: Path, runner: click.testing.CliRunner) -> None:
+    shown = runner.invoke(cli, arguments(root, "--num-workers", "3"), catch_exceptions=False)
+    assert shown.exit_code == 0
+    rows = [[cell.strip() for cell in line.strip("│").split("│")] for line in shown.stdout.splitlines() if "│" in line]
+    told = {row[0]: row[1:] for row in rows}
+    assert told["to extract"] == ["3"]
+    assert told["clips of these"] == ["20"]
+    assert told["computed on"] == ["cpu, fp32, 3 workers"]
+    assert set(STAGES) <= set(told)
+    assert ["uint8", "pooled", "zstd"] in [row[:3] for row in rows]
+    assert not (root.parent / "cache").exists()
+
+
+def test_the_command_prints_one_object(root: Path, runner: click.testing.CliRunner) -> None:
+    FeatureCache.create(root.parent / "cache", plan_spec(root), {}).ledger.record(
+        Failure("a", "unreadable", "no video"), Source("train", "a", "a.mp4", "0" * 64, None)
+    )
+    for path in root.glob("[bc].mp4"):
+        path.write_text(f"no video {path.stem}")
+    shown = runner.invoke(cli, arguments(root, "--json"), catch_exceptions=False)
+    assert shown.exit_code == 0
+    found = json.loads(shown.stdout)
+    assert set(found) == {field.name for field in dataclasses.fields(ExtractPlan)}
+    assert (found["num_set_aside"], found["num_unreadable"], found["num_to_do"]) == (1, 2, 0)
+    assert (found["total_s"], found["stages"], found["sizes"]) == (0.0, [], [])
+
+
+def plan_spec(root: Path) -> Any:
+    """Return the spec of the store that a plan speaks of."""
+    return planning.prepare(options(root)).spec
