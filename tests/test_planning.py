@@ -9,7 +9,6 @@ from typing import Any
 import click.testing
 import numpy as np
 import pytest
-import skimage.data
 import tiny
 from conftest import beep, logging_and_signals_kept, write_video
 
@@ -24,7 +23,6 @@ from avfuse.schema import Failure, UsageError
 from avfuse.sizing import Way
 from avfuse.spec import Source
 
-FACE = np.ascontiguousarray(skimage.data.astronaut()[0:240:2, 100:340:2])
 FPS = 25
 LENGTHS = {"a": 40, "b": 77, "c": 52}  # frames
 NAMES = {
@@ -64,7 +62,7 @@ def few_ways(monkeypatch: pytest.MonkeyPatch) -> None:
 def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("films")
     for name, num_frames in LENGTHS.items():
-        write_video(root / f"{name}.mp4", np.arange(num_frames) / FPS, lambda i: FACE, beep(0.5, num_frames / FPS))
+        write_video(root / f"{name}.mp4", np.arange(num_frames) / FPS, sound_CS=beep(0.5, num_frames / FPS))
         rows = "".join(f"{i / 100},{-i / 100}\n" for i in range(num_frames))
         (root / f"{name}.csv").write_text(f"valence,arousal\n{rows}")
     return root
@@ -80,7 +78,7 @@ def root(tmp_path: Path, films: Path) -> Path:
 
 
 def options(root: Path, **changes: Any) -> ExtractOptions:
-    return ExtractOptions(**{"root": root, "cache": root.parent / "cache", **NAMES, **changes})
+    return ExtractOptions(**{"root": root, "cache": root.parent / "cache", "min_face_share": 0.0, **NAMES, **changes})
 
 
 def recording_bytes(store: Path) -> int:

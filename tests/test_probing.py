@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import skimage.data
 import tiny
 import torch
 from conftest import beep, write_video
@@ -19,7 +18,6 @@ from avfuse.schema import Recording
 from avfuse.sizing import Way
 
 WAYS = [Way("float16", "whole", "none"), Way("uint8", "pooled", "zstd")]
-FACE = np.ascontiguousarray(skimage.data.astronaut()[0:240:2, 100:340:2])
 FPS = 25
 
 
@@ -38,7 +36,7 @@ def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def film(path: Path, num_frames: int = 40, has_sound: bool = True) -> Recording:
     path.parent.mkdir(parents=True, exist_ok=True)
     sound = beep(0.5, num_frames / FPS) if has_sound else None
-    write_video(path, np.arange(num_frames) / FPS, lambda i: FACE, sound)
+    write_video(path, np.arange(num_frames) / FPS, sound_CS=sound)
     return Recording(path.stem, path, "train", path.stem)
 
 
