@@ -22,9 +22,11 @@ from avfuse.options import ExtractOptions, cache_home
 from avfuse.preparation import Preparation, prepare
 from avfuse.probing import DECODE, FACES, PICTURE, READ, SOUND, STAGES, WRITE, Trial, try_stages
 from avfuse.sizing import known_ways
+from avfuse.stores import Store
 
 PROBE_S = 20.0
 MAX_TRIED_BYTES = 2**30  # a larger file takes too long to digest for a trial
+MUCH_WAITING = 1.5  # time that passes to time of processor, from which on it is told
 _UNITS = {READ: ("MB", 1e6), DECODE: ("frames", 1), FACES: ("frames", 1), WRITE: ("MB", 1e6)}
 
 _Item = TypeVar("_Item")
@@ -77,7 +79,7 @@ class ExtractPlan:
     stages : tuple of Stage
         Empty where nothing could be measured.
     total_s : float
-        Time for all of it, in seconds; NaN where it cannot be told.
+        Time for all of it, in seconds, with the processors to itself; NaN where it cannot be told.
     sizes : tuple of Size
         Of every way of keeping maps that can be had here; empty where nothing could be measured.
     notes : tuple of str
@@ -124,7 +126,7 @@ def plan(
     """
     ready = prepare(options)
     store = store_for(cache_home(options.cache), ready.spec)
-    present, set_aside = _look(store.location, ready, is_there=store.metadata("") is not None)
+    present, set_aside = _look(store, ready)
     waiting = [item for item in ready.share if item.name not in present | set_aside]
     notes = []
     if present or set_aside:
@@ -156,13 +158,13 @@ def plan(
     )
 
 
-def _look(place: Path | str, ready: Preparation, is_there: bool) -> tuple[set[str], set[str]]:
+def _look(store: Store, ready: Preparation) -> tuple[set[str], set[str]]:
     """Return the names of recordings that are in the store, whole, and of those that are not to be tried again."""
-    if not is_there:
-        return set(), set()
-    cache = FeatureCache.open(place)
     names = {recording.name for recording in ready.share}
     with asking():
+        if store.metadata("") is None:
+            return set(), set()
+        cache = FeatureCache.open(store.location)
         surveyed = cache.store.survey(RECORDINGS)
         found = [CachedRecording(cache.store, group, known) for group, known in surveyed.items()]
         failed = set() if ready.options.retry_failed else {failure.recording for failure in cache.ledger.failures()}
@@ -188,7 +190,17 @@ def _try(
         notes.append(f"Recordings that were to be measured cannot be used: {tell_reasons(failures)}.")
     if not trials:
         notes.append("No recording could be measured: time and bytes are not known.")
-    return trials, notes
+    return trials, [*notes, *_tell_waiting(trials, ready.networks.device.type == "cuda")]
+
+
+def _tell_waiting(trials: Sequence[Trial], is_gpu: bool) -> list[str]:
+    """Return a note if the stages waited long for processors, or for the disk."""
+    cpu_s = sum(sum(trial.cpu_s.values()) for trial in trials)
+    wall_s = sum(sum(trial.wall_s.values()) for trial in trials)
+    if is_gpu or wall_s < MUCH_WAITING * cpu_s or not trials:
+        return []
+    told = f"The stages took {wall_s / cpu_s:.1f} times as long as they computed, kept by other programs or by the disk"
+    return [f"{told}; the time for all is that of processors that have nothing else to do."]
 
 
 def _spread(items: Sequence[_Item]) -> list[_Item]:
