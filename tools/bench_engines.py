@@ -30,7 +30,7 @@ from avfuse.terminal import print_json, print_table
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
-from crews import CommitJob
+from commits import CommitJob
 from machine import describe_machine, positive, read_arguments
 
 NUM_SHARES = 4

@@ -33,7 +33,6 @@ from avfuse.verification import verify_store
 
 WEIGHTS = ("--video-weights", "random:0", "--audio-weights", "random:0")
 NUM_SHARES, NUM_WORKERS = 3, 2
-START_S = 4.0  # until a process extracts, about
 ORPHAN_S = 10.0  # a worker must have ended by then after its parent
 DONE = (0, 3)  # exit codes: all is there, or some recordings could not be used
 
@@ -231,12 +230,12 @@ def check(site: Site) -> tuple[int, int, list[str]]:
     return len(names), len(asides(site.cache)), damages + twice
 
 
-def kill_often(site: Site, num_kills: int, recording_s: float) -> Counter[str]:
-    """Kill as often as that; return how often each kind of thing was, and how often in the middle of a recording."""
+def kill_often(site: Site, num_kills: int, whole_s: float) -> Counter[str]:
+    """Kill as often as that, each time within the time of a whole extraction; return how often what was killed."""
     counts: Counter[str] = Counter()
     while counts["kills"] < num_kills:
         site.keep_going()
-        time.sleep(site.rng.uniform(0, START_S + 2 * recording_s))
+        time.sleep(site.rng.uniform(0, whole_s))
         num_left = len(asides(site.cache))
         kind = site.kill()
         if kind is None:
@@ -258,10 +257,10 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as name:
         corpus, whole, killed = (Path(name) / part for part in ("corpus", "whole", "killed"))
         demo(DemoOptions(root=corpus, subjects=arguments.recordings, duration_s=5.0))
-        recording_s = extract_to_the_end(corpus, whole) / arguments.recordings
+        whole_s = extract_to_the_end(corpus, whole)
         site = SITES[arguments.engine](corpus, killed, random.Random(arguments.seed))
         try:
-            counts = kill_often(site, arguments.kills, recording_s)
+            counts = kill_often(site, arguments.kills, whole_s)
         finally:
             site.close()
         extract_to_the_end(corpus, killed)

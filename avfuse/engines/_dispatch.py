@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import math
 import time
 from abc import ABC, abstractmethod
 from collections import defaultdict, deque
@@ -20,6 +21,7 @@ from avfuse.schema import Failure, Receipt, Recording, UsageError
 log = logging.getLogger(__name__)
 
 PROGRESS_S = 0.1  # between two messages about one recording
+MAKING_S = 60.0  # a worker is given at least so long to be made
 
 
 @dataclass(frozen=True)
@@ -167,9 +169,11 @@ class _Hand:
     is_alone: bool = False  # with a suspect: it is given nothing else meanwhile
     heard_s: float = field(default_factory=time.monotonic)
 
-    @property
-    def is_busy(self) -> bool:
-        return self.capacity == 0 or bool(self.held)
+    def stalls_s(self, stall_s: float) -> float:
+        """Return when it is to be heard of at the latest, by the monotonic clock."""
+        if self.capacity == 0:
+            return self.heard_s + max(stall_s, MAKING_S)
+        return self.heard_s + stall_s if self.held else math.inf
 
 
 class _Desk:
@@ -254,18 +258,19 @@ class _Desk:
 
     def patience_s(self) -> float | None:
         """Return how long to wait before looking for workers that have stalled."""
-        heard_s = [hand.heard_s for hand in self._hands.values() if hand.is_busy]
-        if not self._stall_s or not heard_s:
+        if not self._stall_s or not self._hands:
             return None
-        return max(0.0, min(heard_s) + self._stall_s - time.monotonic())
+        first_s = min(hand.stalls_s(self._stall_s) for hand in self._hands.values())
+        return None if first_s == math.inf else max(0.0, first_s - time.monotonic())
 
     def end_stalled(self) -> Iterator[Receipt]:
         """Kill the workers of which nothing has been heard for too long."""
-        late_s = time.monotonic() - self._stall_s
-        for rank in [rank for rank, hand in self._hands.items() if hand.is_busy and hand.heard_s <= late_s]:
-            if self._stall_s:
-                self._crew.kill(rank)
-                yield from self._bury(rank, Gone(f"gave no sign of life for {self._stall_s:g} s and was killed"))
+        if not self._stall_s:
+            return
+        now_s = time.monotonic()
+        for rank in [rank for rank, hand in self._hands.items() if hand.stalls_s(self._stall_s) <= now_s]:
+            self._crew.kill(rank)
+            yield from self._bury(rank, Gone(f"gave no sign of life for {self._stall_s:g} s and was killed"))
 
     def _bury(self, rank: int, gone: Gone) -> Iterator[Receipt]:
         """Let a worker's number go to another; try again what it had, unless that has been done often enough."""

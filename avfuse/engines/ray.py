@@ -26,7 +26,7 @@ from avfuse.schema import Receipt, Recording, UsageError
 # Behind _cluster, which says what to do where it is missing.
 # isort: split
 import ray
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import ActorUnavailableError, RayError, RayTaskError
 
 log = logging.getLogger(__name__)
 
@@ -207,11 +207,12 @@ class _Actors(Crew):
 def _tell_end(error: RayError) -> str:
     """Say how an actor ended, in a line."""
     text = str(error)
-    for found, told in (
-        ("running low on memory", "was ended by Ray, as its machine ran low on memory"),
-        ("node", "was lost with its machine"),
-    ):
-        if found in text.partition("Worker exit detail")[0].lower():
-            return told
+    said = text.partition("Worker exit detail")[0]
+    if isinstance(error, ActorUnavailableError):
+        return "could not be reached any more"
+    if "running low on memory" in said:
+        return "was ended by Ray, as its machine ran low on memory"
+    if "its node has died" in said:
+        return "was lost with its machine"
     kind = text.partition("Worker exit type: ")[2].split(maxsplit=1)
     return f"died, of what Ray cannot tell ({kind[0] if kind else type(error).__name__})"
