@@ -99,7 +99,7 @@ def _tell_kept(words: Sequence[str]) -> str:
         if isinstance(command, click.Group) and word in command.commands:
             command = command.commands[word]
             path.append(word)
-    if not path or " ".join(path) in _BEGIN_ANEW:
+    if not path or "--dry-run" in words or " ".join(path) in _BEGIN_ANEW:
         return ""
     return "; what was finished is kept, and the same command goes on from there"
 

@@ -301,6 +301,7 @@ def test_an_address_of_an_unknown_kind_is_refused(run: Run) -> None:
         ("cache diff demo demo", False),
         ("cache verify", False),
         ("checkpoint import extract.pt", False),
+        ("extract demo --dry-run", False),
         ("audit demo", False),
         ("predict demo", False),
         ("report demo", False),
