@@ -1,4 +1,5 @@
 import dataclasses
+import re
 from pathlib import Path
 
 import pytest
@@ -6,7 +7,7 @@ from toy import left_aside, toy_cache
 
 from avfuse.cache import FeatureCache
 from avfuse.ledger import FAILURES, Ledger, group_of_failure
-from avfuse.schema import Failure
+from avfuse.schema import FAILURE_REASONS, Failure
 from avfuse.sealed import read_sealed, seal
 from avfuse.spec import Source
 from avfuse.verification import verify_store
@@ -66,3 +67,9 @@ def test_an_entry_of_before_there_were_sources_is_tried_again(cache: FeatureCach
     ledger = Ledger(cache.store)
     assert ledger.failures() == [Failure("old", "unreadable", "because")]
     assert ledger.find("old", SOURCE) is None
+
+
+def test_every_reason_is_told_in_the_documentation() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "extraction.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (`.+?`) \| ", page, re.MULTILINE)
+    assert [name for row in rows for name in re.findall(r"`(\w+)`", row)] == list(FAILURE_REASONS)
