@@ -183,7 +183,7 @@ class CroppedFaces:
 
     device = torch.device("cpu")  # where crops are made
 
-    def crops(self, frames: Iterable[tuple[int, Pixels]] = ()) -> Iterator[tuple[int, Tensor]]:
+    def crops(self, frames: Iterable[object] = ()) -> Iterator[tuple[int, Tensor]]:
         """Yield the crop (112, 112, 3) of every frame, in order; black without a face.
 
         `frames` are never asked for, so that a video that would be decoded for them is not.

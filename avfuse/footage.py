@@ -12,9 +12,10 @@ from torch import Tensor
 
 from avfuse.corpora import Corpus
 from avfuse.crops import CROP_PX, CroppedFaces
-from avfuse.detection import FaceDetector
+from avfuse.detection import FaceDetector, Image
 from avfuse.faces import Faces, FaceTrack
-from avfuse.media import NO_PICTURE, Frame, Losses
+from avfuse.gpu_decoding import GpuReading
+from avfuse.media import NO_PICTURE, Frame, Losses, Reading
 from avfuse.options import ExtractOptions
 from avfuse.schema import Recording, RecordingError, RowCount
 from avfuse.sound import Sound, SoundBuffer
@@ -37,6 +38,24 @@ def open_faces(recording: Recording, num_frames: int, detector: FaceDetector | N
     return FaceTrack(detector, num_frames, options.detect_every, recording.face_side, options.detection)
 
 
+def open_reading(
+    recording: Recording, timeline: Timeline, grid: ClipGrid, faces: Faces, options: ExtractOptions, lacking: str = ""
+) -> Reading | GpuReading:
+    """Return the frames that clips and detector need and the sound, without the modality that is lacking.
+
+    Raises
+    ------
+    RecordingError
+        As `media.Reading`.
+    """
+    wanted_F = faces.detected_F()
+    wanted_F[grid.frame_NK] = True
+    sound, picture = lacking != "audio", lacking != "video" and isinstance(faces, FaceTrack)
+    if picture and options.decode == "gpu":
+        return GpuReading(recording.path, timeline, wanted_F, faces.device, sound=sound)
+    return Reading(recording.path, timeline, wanted_F, sound=sound, picture=picture)
+
+
 def clips(
     recording: Recording,
     timeline: Timeline,
@@ -57,8 +76,7 @@ def clips(
     faces : Faces
     batch_size : int
     reading : iterable of Frame or Sound
-        A `media.Reading` of the frames that the clips and the detector need, or what runs ahead of one; without its
-        picture where the faces come from aligned images.
+        What `open_reading` returns, or what runs ahead of it.
 
     Yields
     ------
@@ -103,7 +121,7 @@ class _Supply:
         self.has_frames = True
         self.sound = SoundBuffer()
 
-    def frames(self) -> Iterator[tuple[int, npt.NDArray[np.uint8]]]:
+    def frames(self) -> Iterator[tuple[int, Image]]:
         """Yield the frames, until there is none; the sound between them is taken in."""
         while self.has_frames and (item := self._next()) is not None:
             if isinstance(item, Frame) and self.has_frames:

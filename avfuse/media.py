@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import math
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -40,10 +40,13 @@ _AHEAD_S = 1.0  # how far the sound runs ahead of the picture where the file is 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Frame:
-    """A decoded frame: its index on the timeline, and its pixels (Y, X, 3), uint8, RGB, upright."""
+    """A decoded frame: its index on the timeline, and its pixels (Y, X, 3), uint8, RGB, upright.
+
+    The pixels are an array, or a tensor where a GPU decoded it.
+    """
 
     index: int
-    pixels_YXC: npt.NDArray[np.uint8]
+    pixels_YXC: Any
 
 
 NO_PICTURE = Frame(2**62, np.zeros((0, 0, 3), np.uint8))
@@ -229,7 +232,10 @@ class Reading:
         if self._sound is None:
             yield NO_MORE
         if len(self._containers) == 2:
-            yield from self._side_by_side()
+            assert self._picture is not None
+            assert self._sound is not None
+            frames = self._read(self._containers[0], [self._picture])
+            yield from side_by_side(frames, self._read(self._containers[1], [self._sound]), self._timeline)
         else:
             yield from self._read(self._containers[0], parts)
         self._tell_losses()
@@ -253,28 +259,35 @@ class Reading:
         if packets.break_off is not None:
             self._break_offs.append(packets.break_off)
 
-    def _side_by_side(self) -> Iterator[Frame | Sound]:
-        """Yield frames, each behind the sound up to a second after it; sound behind the last frame is only counted."""
-        assert self._picture is not None
-        assert self._sound is not None
-        sounds = chain(self._read(self._containers[1], [self._sound]), (NO_MORE,))
-        come_s = -math.inf
-        for item in chain(self._read(self._containers[0], [self._picture]), (None,)):
-            shown = item.index if isinstance(item, Frame) else -1  # behind the frames: up to the last one
-            while come_s < self._timeline.frame_time_s[shown] + _AHEAD_S:
-                piece = next(sounds)
-                assert isinstance(piece, Sound)
-                come_s = (piece.position + len(piece.samples_S)) / SAMPLE_RATE_HZ
-                yield piece
-            if item is not None:
-                yield item
-        for _ in sounds:
-            pass
-
     def _tell_losses(self) -> None:
         for part, kind in ((self._picture, "video"), (self._sound, "audio")):
             if part is not None and part.num_lost:
                 log.warning("%s: %d %s packets could not be decoded", self._path, part.num_lost, kind)
+
+
+def side_by_side(
+    frames: Iterable[Frame | Sound], sounds: Iterable[Frame | Sound], timeline: Timeline
+) -> Iterator[Frame | Sound]:
+    """Yield frames, each behind the sound up to a second after it; sound behind the last frame is only counted.
+
+    Parameters
+    ----------
+    frames, sounds : iterable
+        Of frames alone, and of sound alone, each with a reader of its own.
+    timeline : Timeline
+    """
+    coming, come_s = chain(sounds, (NO_MORE,)), -math.inf
+    for item in chain(frames, (None,)):
+        shown = item.index if isinstance(item, Frame) else -1  # behind the frames: up to the last one
+        while come_s < timeline.frame_time_s[shown] + _AHEAD_S:
+            piece = next(coming)
+            assert isinstance(piece, Sound)
+            come_s = (piece.position + len(piece.samples_S)) / SAMPLE_RATE_HZ
+            yield piece
+        if item is not None:
+            yield item
+    for _ in coming:
+        pass
 
 
 class _Picture:

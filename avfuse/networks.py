@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from avfuse import media, registry, views
+from avfuse import gpu_decoding, media, registry, views
 from avfuse.corpora import Corpus
 from avfuse.crops import CROPPED
 from avfuse.detection import FaceDetector
@@ -39,8 +39,11 @@ class Networks:
         Raises
         ------
         UsageError
-            If one is not known, has no such argument, or its weights cannot be had.
+            If one is not known, has no such argument, or its weights cannot be had; if pictures are to be decoded on a
+            GPU, and cannot be.
         """
+        if options.decode == "gpu":
+            gpu_decoding.refuse_unusable(device)
         video = _encoder("video", options.video_encoder, options.video_weights, options.video_option, options)
         audio = _encoder("audio", options.audio_encoder, options.audio_weights, options.audio_option, options)
         detector = FaceDetector(options.min_face_px, device) if options.faces == "detect" else None
@@ -51,14 +54,16 @@ class Networks:
 
         The precision of the options is one that was chosen.
         """
-        detector = CROPPED
+        decoder, detector = media.library_versions(), CROPPED
+        if options.decode == "gpu":
+            decoder |= gpu_decoding.library_versions()
         if self.detector is not None:
             detector = describe_faces(self.detector, options.detection, options.detect_every)
         return CacheSpec(
             dataset=options.dataset or options.root.resolve().name,
             corpus=options.corpus,
             targets=corpus.targets,
-            decoder=media.library_versions(),
+            decoder=decoder,
             detector=detector,
             clip={
                 "pipeline": PIPELINE_VERSION,

@@ -18,6 +18,7 @@ from avfuse.schema import PARTITIONS, UsageError
 CACHE_VARIABLE = "AVFUSE_CACHE"
 FACES = ("detect", "cropped")
 DETECTIONS = ("adaptive", "every")
+DECODERS = ("cpu", "gpu")
 ON_ERROR = ("go-on", "stop")
 DTYPES = ("float16", "uint8")
 MAPS = ("whole", "pooled")
@@ -109,6 +110,12 @@ class ExtractOptions:
         "Where faces come from: found in the video, or the aligned images that the corpus brings.",
         choices=FACES,
     )
+    decode: str = knob(
+        "cpu",
+        "What decodes pictures: the CPU, or an NVIDIA GPU through torchcodec (extra gpu-decode), whose conversion of "
+        "colours makes pixels differ a little.",
+        choices=DECODERS,
+    )
     detection: str = knob(
         "adaptive",
         "Search the whole picture for the face only where it may be elsewhere and look near its last place between, "
@@ -176,13 +183,16 @@ class ExtractOptions:
     allow_download: bool = knob(False, "Fetch torchvision weights that TORCH_HOME does not hold.", record=False)
 
     def __post_init__(self) -> None:
-        _refuse_unknown(self, "faces", "detection", "precision", "dtype", "maps", "compress", "on_error", "engine")
+        _refuse_unknown(self, "faces", "decode", "detection", "precision", "dtype", "maps", "compress")
+        _refuse_unknown(self, "on_error", "engine")
         for name in ("max_corrupt", "min_face_share"):
             if not 0 <= getattr(self, name) <= 1:
                 flag = f"--{name.replace('_', '-')}"
                 raise UsageError(f"{flag} {getattr(self, name):g}: expected a share from 0 to 1, for example 0.05")
         if self.shard is not None:
             parse_shard(self.shard)
+        if self.decode == "gpu" and self.faces == "cropped":
+            raise UsageError("--decode gpu decodes videos, and --faces cropped takes images of the corpus; drop one")
         if self.views < 1:
             raise UsageError(f"--views {self.views}: there is at least 1, the clip as it is")
         if self.flip and self.views == 1:

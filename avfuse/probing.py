@@ -189,17 +189,10 @@ class _Prober:
         options, timeline, grid = self.options, sample.timeline, sample.grid
         ends_s = time.monotonic() + limit_s
         faces = footage.open_faces(sample.recording, timeline.num_frames, self.networks.detector, options)
-        wanted_F = faces.detected_F()
-        wanted_F[grid.frame_NK] = True
         with ExitStack() as stack:
-            reading = media.Reading(
-                sample.recording.path,
-                timeline,
-                wanted_F,
-                sound=sample.lacking != "audio",
-                picture=sample.lacking != "video" and self.networks.detector is not None,
-            )
-            decoded = watch.iterate(DECODE, stack.enter_context(reading))
+            reading = footage.open_reading(sample.recording, timeline, grid, faces, options, sample.lacking)
+            stack.callback(reading.close)
+            decoded = watch.iterate(DECODE, reading)
             user = stack.enter_context(self.batcher.user())
             made = footage.clips(sample.recording, timeline, grid, faces, options.batch_size, decoded)
             for video_BKYXC, sound_BS in watch.iterate(FACES, made):

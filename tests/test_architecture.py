@@ -59,7 +59,7 @@ LAYERS = {
     **dict.fromkeys(("protocols", "statistics", "submission", *PLUGS), (1, 0)),
     **dict.fromkeys(("cached", "declarations", "detection", "ledger", "sound", "survey"), (1, 1)),
     **dict.fromkeys(("cache", "mapping", "media", "faces"), (1, 2)),
-    **dict.fromkeys(("writer", "gathering"), (1, 3)),
+    **dict.fromkeys(("writer", "gathering", "gpu_decoding"), (1, 3)),
     **dict.fromkeys(
         ("dataset", "losses", "scores", "checkpoint", "inspection", "footage", "overlapping", "alignment"), (2, 0)
     ),

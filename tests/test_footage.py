@@ -4,6 +4,7 @@ import logging
 from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -66,6 +67,37 @@ def under(grid: ClipGrid, end_s: float = NUM_FRAMES * 0.04) -> npt.NDArray[np.fl
     """Return the sound under each clip, (N, S), of `pieces`."""
     sample_NS = np.round(grid.end_time_s * RATE_HZ)[:, None] + np.arange(-grid.num_samples, 0)
     return np.where((sample_NS >= 0) & (sample_NS < round(end_s * RATE_HZ)), sample_NS, 0).astype(np.float32)
+
+
+def test_what_is_read_is_what_clips_and_detector_need(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 61 frames, every 20th is looked at, and the two clips have eight each."""
+    made: list[tuple[str, list[int], dict[str, Any]]] = []
+
+    def reading(name: str) -> Any:
+        return lambda path, timeline, wanted_F, *rest, **parts: made.append(
+            (name, np.flatnonzero(wanted_F).tolist(), {"device": rest, **parts})
+        )
+
+    for name in ("Reading", "GpuReading"):
+        monkeypatch.setattr(footage, name, reading(name))
+    grid = ClipGrid.lay(TIMELINE, 30)
+    track = FaceTrack(SimpleNamespace(device=torch.device("cpu")), NUM_FRAMES, 20)  # type: ignore[arg-type]
+    needed = sorted({0, 19, 39, 59, 60, *grid.frame_NK.ravel().tolist()})
+    for lacking in ("", "audio", "video"):
+        footage.open_reading(RECORDING, TIMELINE, grid, track, ExtractOptions(Path("root")), lacking)
+        footage.open_reading(RECORDING, TIMELINE, grid, track, ExtractOptions(Path("root"), decode="gpu"), lacking)
+    footage.open_reading(RECORDING, TIMELINE, grid, CroppedFaces({}, NUM_FRAMES), ExtractOptions(Path("root")))
+    plain, on_gpu, cpu = "Reading", "GpuReading", (torch.device("cpu"),)
+    assert [wanted for _, wanted, _ in made] == [needed] * 6 + [list(range(NUM_FRAMES))]
+    assert [(name, parts) for name, _, parts in made] == [
+        (plain, {"device": (), "sound": True, "picture": True}),
+        (on_gpu, {"device": cpu, "sound": True}),
+        (plain, {"device": (), "sound": False, "picture": True}),
+        (on_gpu, {"device": cpu, "sound": False}),
+        (plain, {"device": (), "sound": True, "picture": False}),
+        (plain, {"device": (), "sound": True, "picture": False}),
+        (plain, {"device": (), "sound": True, "picture": False}),
+    ]
 
 
 @pytest.mark.parametrize("size", [1, 3, 7, 100])

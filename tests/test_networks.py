@@ -6,7 +6,7 @@ import torch
 from test_extract import options
 from test_extract import tiny_encoders as tiny_encoders  # a fixture
 
-from avfuse import registry
+from avfuse import networks, registry
 from avfuse.corpora import Corpus
 from avfuse.networks import Networks
 from avfuse.schema import UsageError
@@ -49,6 +49,21 @@ def test_everything_that_shapes_a_feature_is_in_the_description(tmp_path: Path) 
     assert len({plain.fingerprint, *specs}) == 1 + len(changed)
     same = {"batch_size": 3, "engine": "local", "num_workers": 5, "max_corrupt": 0.5, "min_face_share": 0.5}
     assert make(tmp_path, **same).describe(dataclasses.replace(given, **same), Nowhere(tmp_path)) == plain
+
+
+def test_what_decodes_pictures_is_in_the_description(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UsageError, match="--decode gpu needs a CUDA device, not cpu"):
+        make(tmp_path, decode="gpu")
+    tried: list[torch.device] = []
+    monkeypatch.setattr(networks.gpu_decoding, "refuse_unusable", tried.append)
+    monkeypatch.setattr(networks.gpu_decoding, "version", lambda name: f"{name} 0.11.1")
+    specs = [
+        make(tmp_path, decode=decode).describe(options(tmp_path, decode=decode), Nowhere(tmp_path))
+        for decode in ("cpu", "gpu")
+    ]
+    assert tried == [torch.device("cpu")]
+    assert specs[1].decoder == {**specs[0].decoder, "picture": "nvdec", "torchcodec": "torchcodec 0.11.1"}
+    assert specs[0].fingerprint != specs[1].fingerprint
 
 
 def test_aligned_images_need_no_detector(tmp_path: Path) -> None:

@@ -209,7 +209,7 @@ def test_a_fold_is_refused_with_the_options() -> None:
         TrainOptions(fold="3/2")
 
 
-@pytest.mark.parametrize("name", ["faces", "precision", "dtype", "maps", "compress"])
+@pytest.mark.parametrize("name", ["faces", "decode", "precision", "dtype", "maps", "compress"])
 def test_an_unknown_choice_of_extraction_is_refused(name: str) -> None:
     known = ", ".join({field.name: field for field in dataclasses.fields(ExtractOptions)}[name].metadata["choices"])
     with pytest.raises(UsageError, match=f"^unknown {name} 'other'; known: {known}$"):
@@ -222,6 +222,11 @@ def test_views_that_cannot_be_are_refused() -> None:
     with pytest.raises(UsageError, match=r"^--flip mirrors views other than the first; keep some, with --views 2"):
         ExtractOptions(Path("root"), flip=True)
     assert ExtractOptions(Path("root"), views=2, flip=True).views == 2
+
+
+def test_aligned_images_are_not_decoded_on_a_gpu() -> None:
+    with pytest.raises(UsageError, match=r"^--decode gpu decodes videos, and --faces cropped takes images"):
+        ExtractOptions(Path("root"), decode="gpu", faces="cropped")
 
 
 @pytest.mark.parametrize(
