@@ -30,10 +30,10 @@ from bench_cache import NUM_CLIPS, SPACING, make_cache
 from machine import describe_machine, positive, read_arguments
 
 from avfuse import checkpoint, registry
+from avfuse.crops import CROP_PX
 from avfuse.dataset import WindowedPartition
 from avfuse.device import choose_device, keep_freed_memory
 from avfuse.encoders import Encoder
-from avfuse.crops import CROP_PX
 from avfuse.moments import feature_moments
 from avfuse.options import TrainOptions
 from avfuse.passes import train_once
