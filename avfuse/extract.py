@@ -17,7 +17,7 @@ from pathlib import Path
 from avfuse import footage
 from avfuse.cache import FeatureCache
 from avfuse.options import ExtractOptions, cache_home
-from avfuse.preparation import prepare
+from avfuse.preparation import prepare, refuse_strangers
 from avfuse.schema import Failure, Receipt, Recording, RecordingError, UsageError
 from avfuse.spec import FileDigests, Source
 
@@ -97,7 +97,7 @@ def extract(
     started_s = time.monotonic()
     ready = prepare(options)
     cache = FeatureCache.create(cache_home(options.cache), ready.spec, ready.networks.provenance, options.compress)
-    _refuse_strangers(cache, ready.recordings)
+    refuse_strangers(cache, ready.recordings)
     tally = _Tally(len(ready.share), on_progress)
     by_name = {recording.name: recording for recording in ready.share}
     running = ready.engine.run(ready.job(cache.path), ready.share, ready.num_workers, tally.move)
@@ -187,14 +187,3 @@ def _as_error(error: tuple[int, str, str]) -> Exception:
     """Return the error that ended a run, from what a receipt says of it."""
     number, message, place = error
     return OSError(number, message, place or None) if number else UsageError(message)
-
-
-def _refuse_strangers(cache: FeatureCache, recordings: list[Recording]) -> None:
-    """Refuse to add a corpus to a store that holds recordings of another: training would mix the two."""
-    known = {recording.name for recording in recordings}
-    strangers = [name for name in cache.names() if name not in known]
-    if strangers:
-        raise UsageError(
-            f"{cache.path} holds {len(strangers)} recordings that this corpus does not have, such as {strangers[0]}; "
-            f"name the data set otherwise with --dataset, or remove what is there below {cache.path}/recordings"
-        )

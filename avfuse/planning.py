@@ -19,7 +19,7 @@ from avfuse.cache import FeatureCache, asking, store_for
 from avfuse.cached import RECORDINGS, CachedRecording
 from avfuse.lengths import Extent, Header, measure_extent, num_bytes, tell_reasons
 from avfuse.options import ExtractOptions, cache_home
-from avfuse.preparation import Preparation, prepare
+from avfuse.preparation import Preparation, prepare, refuse_strangers
 from avfuse.probing import DECODE, FACES, PICTURE, READ, SOUND, STAGES, WRITE, Trial, try_stages
 from avfuse.sizing import known_ways
 from avfuse.stores import Store
@@ -165,6 +165,7 @@ def _look(store: Store, ready: Preparation) -> tuple[set[str], set[str]]:
         if store.metadata("") is None:
             return set(), set()
         cache = FeatureCache.open(store.location)
+        refuse_strangers(cache, ready.recordings)
         surveyed = cache.store.survey(RECORDINGS)
         found = [CachedRecording(cache.store, group, known) for group, known in surveyed.items()]
         failed = set() if ready.options.retry_failed else {failure.recording for failure in cache.ledger.failures()}

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from avfuse import partitions, registry
+from avfuse.cache import FeatureCache
 from avfuse.corpora import Corpus
 from avfuse.device import choose_device, choose_precision
 from avfuse.encoding import codecs
@@ -90,6 +91,23 @@ def prepare(options: ExtractOptions) -> Preparation:
     )
 
 
+def refuse_strangers(cache: FeatureCache, recordings: list[Recording]) -> None:
+    """Refuse to add a corpus to a store that holds recordings of another: training would mix the two.
+
+    Raises
+    ------
+    UsageError
+        If it does; the message names one of them.
+    """
+    known = {recording.name for recording in recordings}
+    strangers = [name for name in cache.names() if name not in known]
+    if strangers:
+        raise UsageError(
+            f"{cache.path} holds {len(strangers)} recordings that this corpus does not have, such as {strangers[0]}; "
+            f"name the data set otherwise with --dataset, or remove what is there below {cache.path}/recordings"
+        )
+
+
 def _make_engine(options: ExtractOptions) -> Engine:
     arguments = registry.check_arguments("engine", options.engine, parse_assignments(options.engine_option))
     engine: Engine = registry.load("engine", options.engine)(**arguments)
@@ -98,6 +116,8 @@ def _make_engine(options: ExtractOptions) -> Engine:
 
 def _count_workers(options: ExtractOptions, engine: Engine, device: torch.device, num_recordings: int) -> int:
     """Return the number of workers: one per GPU or core, and no more than recordings; 0 where only the engine knows."""
+    if engine.most_workers is not None:
+        return engine.most_workers
     if options.num_workers or not engine.is_here:
         return options.num_workers
     num_places = torch.cuda.device_count() if device.type == "cuda" else os.cpu_count() or 1

@@ -111,7 +111,7 @@ def test_a_plan_says_what_extraction_then_does(root: Path, changes: dict[str, An
 
 def test_stages_share_the_time_and_make_up_the_whole(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.cpu_count", lambda: 4)
-    found = plan(options(root, num_workers=3))  # one thread each: a core is left idle
+    found = plan(options(root, num_workers=3, engine="local"))  # one thread each: a core is left idle
     assert tuple(stage.name for stage in found.stages) == STAGES
     assert sum(stage.share for stage in found.stages) == pytest.approx(1)
     cpu_ms = sum(stage.cpu_ms_per_clip for stage in found.stages)
@@ -252,7 +252,7 @@ def arguments(root: Path, *more: str) -> list[str]:
 
 
 def test_the_command_prints_the_plan(root: Path, runner: click.testing.CliRunner) -> None:
-    shown = runner.invoke(cli, arguments(root, "--num-workers", "3"), catch_exceptions=False)
+    shown = runner.invoke(cli, arguments(root, "--engine", "local", "--num-workers", "3"), catch_exceptions=False)
     assert shown.exit_code == 0
     rows = [[cell.strip() for cell in line.strip("│").split("│")] for line in shown.stdout.splitlines() if "│" in line]
     shown_as = {row[0]: row[1:] for row in rows}

@@ -57,20 +57,22 @@ def test_a_job_of_an_array_takes_its_share(
 
 def test_what_is_prepared_has_opened_no_video(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(media, "open_file", lambda path: pytest.fail(f"{path} was opened"))
-    ready = prepare(options(root, precision="auto", num_workers=3))
+    ready = prepare(options(root, precision="auto", num_workers=3, engine="local"))
     assert ready.options.precision in ("fp32", "bf16")
     assert ready.spec.precision == ready.options.precision
     assert ready.num_workers == 3
     assert len(ready.share) == len(ready.recordings) == 7
 
 
-@pytest.mark.parametrize("engine", ["local", "serial"])
-def test_workers_are_no_more_than_recordings(root: Path, monkeypatch: pytest.MonkeyPatch, engine: str) -> None:
+def test_workers_are_no_more_than_recordings(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = "local"
     monkeypatch.setattr("os.cpu_count", lambda: 64)
     assert prepare(options(root, engine=engine)).num_workers == 7
     assert prepare(options(root, engine=engine, shard="1/7")).num_workers == 1
     job = prepare(options(root, engine=engine)).job(root)
     assert job.num_threads == 64 // 7
+    alone = prepare(options(root, engine="serial", num_workers=5))
+    assert (alone.num_workers, alone.job(root).num_threads) == (1, None)
 
 
 @pytest.mark.parametrize(

@@ -67,9 +67,12 @@ class Engine(ABC):
     ----------
     is_here : bool
         Whether its workers share this machine, so that it is known how many there is room for.
+    most_workers : int or None
+        How many it can have; None for any number.
     """
 
     is_here: ClassVar[bool] = True
+    most_workers: ClassVar[int | None] = None
 
     @abstractmethod
     def __init__(self, **arguments: Any) -> None: ...

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from functools import partial
+from typing import ClassVar
 
 from avfuse.engines import Engine, Job, OnProgress
 from avfuse.engines._dispatch import deal_with
@@ -15,6 +16,8 @@ from avfuse.schema import Receipt, Recording
 
 class SerialEngine(Engine):
     """One worker, here."""
+
+    most_workers: ClassVar[int | None] = 1
 
     def __init__(self) -> None:
         pass
