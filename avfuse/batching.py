@@ -22,7 +22,9 @@ from torch import Tensor
 
 log = logging.getLogger(__name__)
 
-_Key = tuple[str, tuple[int, ...]]  # the encoder, and the shape of a clip: only equal ones share a batch
+# The encoder, the shape of a clip, and the kind of device that it is on: only equal ones share a batch.
+_Key = tuple[str, tuple[int, ...], str]
+_OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "ALLOC_FAILED")  # of PyTorch, CUDA, and its libraries
 
 
 class Ticket:
@@ -139,7 +141,7 @@ class Batcher:
         """Hand in clips; see `User.submit`."""
         ticket = Ticket(len(clips))
         with self._changed:
-            queue = self._waiting.setdefault((encoder, tuple(clips.shape[1:])), deque())
+            queue = self._waiting.setdefault((encoder, tuple(clips.shape[1:]), clips.device.type), deque())
             queue.extend(_Item(ticket, place, clip) for place, clip in enumerate(clips))
             self._changed.notify_all()
         return ticket
@@ -240,7 +242,7 @@ class Batcher:
             here = torch.empty(features.shape, dtype=features.dtype, pin_memory=True)
             here.copy_(features, non_blocking=True)
             arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            arrived.record()
+            arrived.record(torch.cuda.current_stream(self._device))  # the device that is current may be another
             return here, arrived
 
     def _padded(self, encoder: str, num_clips: int) -> int:
@@ -291,4 +293,4 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory ran out, on a GPU or here."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _OUT_OF_MEMORY)

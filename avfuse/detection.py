@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torchvision.ops import batched_nms
 
 from avfuse.areas import STRIDE, AreaSums
+from avfuse.batching import is_out_of_memory
 
 CELL_PX = 12  # the side of the square that P-Net sees in a shrunken picture
 REFINED_PX = (24, 48)  # to which a candidate is resampled for R-Net and O-Net
@@ -117,9 +118,9 @@ class FaceDetector:
                 num = max(1, self._batch_px // max(1, height_px * width_px))
                 try:
                     found += self._search(alike[:num])
-                except torch.OutOfMemoryError:
+                except (MemoryError, RuntimeError) as error:
                     num = min(num, len(alike))
-                    if num == 1:
+                    if num == 1 or not is_out_of_memory(error):
                         raise
                     self._batch_px = num // 2 * height_px * width_px
                 else:

@@ -73,6 +73,25 @@ def keep_freed_memory() -> None:
         mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
+def keep_fp32(device: torch.device) -> None:
+    """Let this process compute in float32 on a GPU what is to be computed in it.
+
+    PyTorch rounds what goes into convolutions to 10 bits there (TF32), unless it is told not to.
+    """
+    if device.type == "cuda":
+        torch.backends.cudnn.allow_tf32 = False
+
+
+def is_broken(device: torch.device) -> bool:
+    """Whether a device cannot even count; a GPU is lost to a process after some errors, whoever made them."""
+    try:
+        return float(torch.ones(2, device=device).sum()) != 2.0
+    except torch.OutOfMemoryError:
+        return False
+    except RuntimeError:
+        return True
+
+
 def choose_precision(name: str, device: torch.device) -> str:
     """Return ``fp32`` or ``bf16``; ``auto`` means bf16 where the hardware multiplies it natively."""
     if name != "auto":

@@ -22,6 +22,7 @@ from torch import Tensor
 from avfuse import atomic, footage, media, views
 from avfuse.batching import Batcher, User
 from avfuse.corpora import Corpus
+from avfuse.device import keep_fp32
 from avfuse.networks import Networks
 from avfuse.options import ExtractOptions
 from avfuse.schema import Recording
@@ -126,6 +127,7 @@ def _prober(options: ExtractOptions, corpus: Corpus, networks: Networks) -> Iter
         if networks.device.type == "cpu":
             stack.callback(torch.set_num_threads, torch.get_num_threads())
             torch.set_num_threads(1)
+        keep_fp32(networks.device)
         home = Path(tempfile.mkdtemp(prefix="avfuse-plan-"))
         stack.callback(atomic.remove_tree, home)
         for encoder in encoders.values():

@@ -18,7 +18,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -33,7 +33,7 @@ from avfuse.ahead import Ahead
 from avfuse.batching import Batcher, Ticket, User, is_out_of_memory
 from avfuse.cache import FeatureCache
 from avfuse.corpora import Corpus
-from avfuse.device import choose_device
+from avfuse.device import choose_device, is_broken, keep_fp32
 from avfuse.engines import Worker
 from avfuse.networks import Networks
 from avfuse.options import ExtractOptions
@@ -98,6 +98,7 @@ class ExtractWorker(Worker):
         self._cache.store.prepare()
         self._digest = FileDigests()
         self._device = _device_of(job.options.device, rank)
+        keep_fp32(self._device)
         self.num_side_by_side = SIDE_BY_SIDE_CPU
         if self._device.type == "cuda":
             self.num_side_by_side = max(4, min(SIDE_BY_SIDE_GPU, os.cpu_count() or 1))
@@ -131,6 +132,9 @@ class ExtractWorker(Worker):
         name, failure = recording.name, describe_failure(recording, error)
         if failure is None:
             return Receipt(name, "stopped", error=_describe_error(error))
+        if is_broken(self._device):
+            told = f"{self._device} has failed and computes nothing any more ({error}); what was committed stays"
+            return Receipt(name, "stopped", error=(0, told, ""))
         try:
             if source is not None:
                 self._cache.remove(name)  # what is there was made from other files than those of now
@@ -198,18 +202,9 @@ class _Extraction:
         grid = ClipGrid.lay(timeline, options.hop)
         target_FE, rows = footage.frame_targets(recording, timeline, self._corpus)
         faces = footage.open_faces(recording, timeline.num_frames, self._networks.detector, options)
-        wanted_F = faces.detected_F()
-        wanted_F[grid.frame_NK] = True
         with ExitStack() as stack:
-            reading = stack.enter_context(
-                media.Reading(
-                    recording.path,
-                    timeline,
-                    wanted_F,
-                    sound=self._lacking != "audio",
-                    picture=self._lacking != "video" and self._networks.detector is not None,
-                )
-            )
+            reading = footage.open_reading(recording, timeline, grid, faces, options, self._lacking)
+            stack.callback(reading.close)
             ahead = stack.enter_context(Ahead(reading, DECODED_AHEAD, f"decode {recording.name}"))
             writer = stack.enter_context(RecordingWriter(self._cache, recording.name, self._source))
             user = stack.enter_context(self._batcher.user())
@@ -237,7 +232,7 @@ class _Extraction:
                 },
                 fps=timeline.fps,
                 missing=self._lacking,
-                losses=_count(reading.losses),
+                losses=reading.losses.counted(),
             )
         return _receipt(recording, face_share_N, rows)
 
@@ -275,13 +270,6 @@ class _Extraction:
         writer.append(maps[0], audio_BA, *maps[1:])
         self._num_written += count
         self._on_progress(self._num_written, num_clips)
-
-
-def _count(losses: media.Losses) -> dict[str, int] | None:
-    """Return what of a file could not be decoded, counted, or None if nothing was lost."""
-    if losses.num_video_lost == losses.num_audio_lost == 0:
-        return None
-    return {name: value for name, value in asdict(losses).items() if name != "breaks_off"}
 
 
 def _receipt(recording: Recording, face_share_N: npt.NDArray[np.float32], rows: RowCount | None) -> Receipt:

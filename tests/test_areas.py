@@ -88,3 +88,18 @@ def test_sums_that_do_not_fit_into_an_integer_leave_means_right() -> None:
     assert (sums.shrink(0.01)[0] == 127.5 / 128).all()
     box = torch.tensor([[1.0, 1.0, side_px, side_px], [2800.0, 2800.0, 2900.0, 2900.0]])
     assert (sums.read(torch.zeros(2, dtype=torch.int64), box, 24) == 127.5 / 128).all()
+
+
+@pytest.mark.gpu
+def test_a_gpu_adds_as_the_cpu_does() -> None:
+    given = pictures(3, 211, 307)
+    here, there = AreaSums(given), AreaSums(given.cuda())
+    for scale in (0.9, 0.6, 0.31, 0.1):
+        (level, *place), (other, *expected) = there.shrink(scale), here.shrink(scale)
+        assert place == expected
+        torch.testing.assert_close(level.cpu(), other, rtol=0, atol=1e-6)
+    box_K4 = torch.tensor([[-5.0, -5.0, 40.0, 40.0], [17.0, 30.0, 90.0, 103.0], [250.0, 160.0, 400.0, 310.0]])
+    image_K = torch.tensor([0, 2, 1])
+    assert there.holds(box_K4.cuda()).all()
+    found = there.read(image_K.cuda(), box_K4.cuda(), 24)
+    torch.testing.assert_close(found.cpu(), here.read(image_K, box_K4, 24), rtol=0, atol=1e-6)

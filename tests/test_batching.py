@@ -106,9 +106,9 @@ def test_out_of_memory_halves_the_batch_and_goes_on(caplog: pytest.LogCaptureFix
 
 
 def test_a_single_clip_that_is_too_much_is_its_users_failure() -> None:
-    with Batcher({"double": Doubling(most=1)}, 2, CPU) as batcher, batcher.user() as user:
-        with pytest.raises(MemoryError, match="a single clip is too much for the memory of cpu") as caught:
-            double(user, torch.ones(2, 1))
+    much = pytest.raises(MemoryError, match="a single clip is too much for the memory of cpu")
+    with Batcher({"double": Doubling(most=1)}, 2, CPU) as batcher, batcher.user() as user, much as caught:
+        double(user, torch.ones(2, 1))
     assert isinstance(caught.value.__cause__, torch.OutOfMemoryError)
 
 
@@ -142,9 +142,43 @@ def test_closing_leaves_nobody_waiting() -> None:
         (MemoryError(), True),
         (torch.OutOfMemoryError("CUDA out of memory"), True),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 4000 bytes"), True),
+        (torch.AcceleratorError("CUDA error: out of memory"), True),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), True),
+        (torch.AcceleratorError("CUDA error: an illegal memory access was encountered"), False),
         (RuntimeError("shapes differ"), False),
         (ValueError("can't allocate memory"), False),
     ],
 )
 def test_what_counts_as_out_of_memory(error: Exception, expected: bool) -> None:
     assert is_out_of_memory(error) == expected
+
+
+def test_clips_here_and_on_a_gpu_share_no_batch() -> None:
+    batcher = Batcher({"double": Doubling()}, 8, CPU)
+    with batcher.user() as user:
+        for device in ("cpu", "meta", "cpu"):
+            user.submit("double", torch.ones(2, 1, device=device))
+    assert [(key[2], len(queue)) for key, queue in batcher._waiting.items()] == [("cpu", 4), ("meta", 2)]
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_clips_of_both_kinds_come_back_right() -> None:
+    """Copies are under way while the next batch is made: what was copied from, or into, is not used again too early."""
+    device = torch.device("cuda", torch.cuda.device_count() - 1)
+    encoder, rng = Doubling(), np.random.default_rng(0)
+    given = [torch.from_numpy(rng.normal(size=(37, 64, 64)).astype(np.float32)) for _ in range(8)]
+
+    def act(values: Tensor, is_there: bool) -> Callable[[User], object]:
+        def run(user: User) -> object:
+            tickets = []
+            for part in values.split(4):
+                tickets.append(user.submit("double", part.to(device) if is_there else part))
+            return np.concatenate([user.wait(ticket) for ticket in tickets])
+
+        return run
+
+    with Batcher({"double": encoder}, 8, device) as batcher:
+        found = side_by_side(batcher, *(act(values, i % 2 == 0) for i, values in enumerate(given)))
+    for values, doubled in zip(given, found, strict=True):
+        np.testing.assert_array_equal(doubled, 2 * values.numpy())
+    assert set(encoder.sizes) == {8}

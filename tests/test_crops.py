@@ -126,6 +126,16 @@ def test_many_crops_at_once_are_those_of_one_after_the_other(most_px: int, monke
             assert off.max() < 1  # rounding is half a grey level; the rest is the float32 of places up to 300 pixels
 
 
+@pytest.mark.gpu
+def test_a_gpu_samples_as_the_cpu_does() -> None:
+    images, landmarks = random_places(2, 24)
+    given = [torch.from_numpy(image) for image in images]
+    made = align([image.cuda() for image in given], landmarks)
+    assert made.device.type == "cuda"
+    # Places of samples differ by some 1e-4 pixels, so that a level may be rounded the other way.
+    torch.testing.assert_close(made.cpu().int(), align(given, landmarks).int(), rtol=0, atol=1)
+
+
 def test_no_crop_is_made_of_no_picture() -> None:
     assert align([], []).shape == (0, CROP_PX, CROP_PX, 3)
 

@@ -252,6 +252,19 @@ def test_a_full_memory_is_not_a_missing_face(detector: FaceDetector, monkeypatch
             detector.detect([np.zeros((64, 64, 3), np.uint8)] * num_images)
 
 
+def test_other_errors_halve_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def fail(given: torch.Tensor, *_: object) -> None:
+        asked.append(len(given))
+        raise RuntimeError("an illegal memory access")
+
+    monkeypatch.setattr(detection, "AreaSums", fail)
+    with pytest.raises(RuntimeError, match="an illegal memory access"):
+        FaceDetector(40, CPU).detect([np.zeros((64, 64, 3), np.uint8)] * 3)
+    assert asked == [3]
+
+
 @pytest.mark.gpu
 def test_a_gpu_finds_the_same(detector: FaceDetector, moving: list[Pixels], group: Pixels) -> None:
     on_gpu = FaceDetector(40, torch.device("cuda"))

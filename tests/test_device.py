@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from avfuse import device
-from avfuse.device import choose_device, choose_precision, free_bytes
+from avfuse.device import choose_device, choose_precision, free_bytes, is_broken, keep_fp32
 from avfuse.schema import UsageError
 
 
@@ -154,3 +154,36 @@ def test_free_memory_of_this_machine_is_some(monkeypatch: pytest.MonkeyPatch) ->
     assert 10**6 < free_bytes(torch.device("cpu")) <= os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     monkeypatch.setattr(device, "_read", lambda path: "")  # another system tells nothing
     assert free_bytes(torch.device("cpu")) == os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (None, False),
+        (torch.OutOfMemoryError("CUDA out of memory"), False),
+        (torch.AcceleratorError("CUDA error: an illegal memory access was encountered"), True),
+    ],
+)
+def test_a_device_that_cannot_count_is_broken(
+    monkeypatch: pytest.MonkeyPatch, error: Exception | None, expected: bool
+) -> None:
+    ones = torch.ones
+
+    def make(*given: int, **settings: torch.device) -> torch.Tensor:
+        if error is not None:
+            raise error
+        return ones(*given, **settings)
+
+    monkeypatch.setattr(torch, "ones", make)
+    assert is_broken(torch.device("cpu")) == expected
+
+
+def test_float32_keeps_its_bits_on_a_gpu() -> None:
+    before = torch.backends.cudnn.allow_tf32
+    try:
+        keep_fp32(torch.device("cpu"))
+        assert torch.backends.cudnn.allow_tf32 == before
+        keep_fp32(torch.device("cuda"))
+        assert not torch.backends.cudnn.allow_tf32
+    finally:
+        torch.backends.cudnn.allow_tf32 = before

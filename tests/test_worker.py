@@ -8,12 +8,14 @@ from typing import Any
 import bad_files
 import numpy as np
 import pytest
+import torch
 from conftest import beep, write_video
 from test_extract import CONSTANT, FACE, FPS, face_video, maps, options, write_trace
 from test_extract import tiny_encoders as tiny_encoders  # a fixture
 from toy import left_aside
 
 from avfuse import extract as stage
+from avfuse import gpu_decoding
 from avfuse import worker as worker_module
 from avfuse.cache import FeatureCache
 from avfuse.dataset import WindowedPartition
@@ -169,6 +171,86 @@ def test_whose_fault_an_error_is(tmp_path: Path, error: Exception, reason: str |
     recording = Recording("a", tmp_path / "a.mp4", "train", "s")
     failure = worker_module.describe_failure(recording, error)
     assert (failure.reason if failure else None) == reason
+
+
+def test_a_gpu_that_has_failed_is_no_recordings_fault(
+    tmp_path: Path, opened: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    face_video(tmp_path / "root" / "a.mp4", CONSTANT)
+    worker, cache, recordings = opened(options(tmp_path / "root"))
+
+    def fail(*_: object) -> None:
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    for is_broken, outcome in ((True, "stopped"), (False, "failed")):
+        with monkeypatch.context() as patch:
+            patch.setattr(worker_module.footage, "clips", fail)
+            patch.setattr(worker_module, "is_broken", lambda device, told=is_broken: told)
+            receipt = worker.process(recordings["a"], nothing)
+        assert receipt.outcome == outcome
+        assert len(cache.ledger.failures()) == (not is_broken)
+        if receipt.error is not None:
+            assert receipt.error[0] == 0
+            assert "cpu has failed and computes nothing any more (CUDA error: an illegal" in receipt.error[1]
+
+
+@pytest.mark.parametrize("lacking", ["", "audio"])
+def test_pictures_may_come_from_another_decoder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, lacking: str
+) -> None:
+    """torchcodec decodes on the CPU here, where it is installed; else, or where it fails, the other decoder does."""
+    root = tmp_path / "root"
+    if lacking:
+        root.mkdir()
+        write_video(root / "a.mp4", CONSTANT, lambda i: FACE)
+    else:
+        face_video(root / "a.mp4", CONSTANT)
+    monkeypatch.setattr(gpu_decoding, "refuse_unusable", lambda device: None)
+    monkeypatch.setattr(gpu_decoding, "version", lambda name: "0.11.1")
+    if not is_torchcodec_there():
+        monkeypatch.setattr(gpu_decoding.GpuReading, "_decoded", broken)
+    stores = [extract(options(root, decode=decode, allow_missing=bool(lacking))).store for decode in ("cpu", "gpu")]
+    assert stores[0] != stores[1]
+    plain, other = (FeatureCache.open(store).recording("a") for store in stores)
+    assert other.missing == lacking
+    np.testing.assert_allclose(maps(other), maps(plain), rtol=0, atol=0.01)
+    for name in ("audio", "frame_face"):
+        np.testing.assert_array_equal(other.array(name), plain.array(name))
+    assert ("decoded on the CPU" in caplog.text) == (not is_torchcodec_there())
+
+
+def is_torchcodec_there() -> bool:
+    try:
+        gpu_decoding._torchcodec()
+    except UsageError:
+        return False
+    return True
+
+
+def broken(*_: object) -> Iterator[Any]:
+    yield from ()
+    raise RuntimeError("no decoder")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("decode", ["cpu", "gpu"])
+def test_a_gpu_extracts_the_same(tmp_path: Path, decode: str) -> None:
+    if decode == "gpu" and not is_torchcodec_there():
+        pytest.skip("torchcodec, or FFmpeg for it, is not installed")
+    root = tmp_path / "root"
+    for name in ("a", "b", "c"):
+        face_video(root / f"{name}.mp4", CONSTANT)
+    given = {"views": 3, "flip": True, "hop": 4, "batch_size": 4}
+    here = FeatureCache.open(extract(options(root, **given)).store)
+    summary = extract(options(root, device="cuda", engine="local", decode=decode, **given))
+    there = FeatureCache.open(summary.store)
+    assert (summary.num_extracted, summary.failures, there.names()) == (3, (), here.names())
+    for recording in here.names():
+        one, other = here.recording(recording), there.recording(recording)
+        np.testing.assert_array_equal(other.array("frame_face"), one.array("frame_face"))
+        np.testing.assert_allclose(other.array("audio"), one.array("audio"), rtol=0, atol=1e-3)
+        for view in range(3):
+            np.testing.assert_allclose(maps(other, view), maps(one, view), rtol=0, atol=0.02)
 
 
 def test_features_of_another_machine_are_refused(tmp_path: Path, opened: Any, monkeypatch: pytest.MonkeyPatch) -> None:
