@@ -248,12 +248,13 @@ def _total_s(costs: dict[str, _Cost], ready: Preparation, extent: Extent) -> flo
     num_cores, num_workers = os.cpu_count() or 1, ready.num_workers
     if num_workers > 1:
         num_cores = min(num_cores, num_workers * max(1, num_cores // num_workers))
-    device, on_gpu = ready.networks.device, set()
+    device, on_gpu = ready.networks.device, set[str]()
     if device.type == "cuda":
         on_gpu = {PICTURE, SOUND} if ready.networks.detector is None else {FACES, PICTURE, SOUND}
     num_gpus = torch.cuda.device_count() if device.type == "cuda" and device.index is None else 1
-    gpu_s = sum(cost.wall_s for stage, cost in costs.items() if stage in on_gpu)
-    cpu_s = sum(cost.cpu_s for stage, cost in costs.items() if stage not in on_gpu)
+    apart = {DECODE} if ready.options.decode == "gpu" else set[str]()  # which a GPU does beside its computing
+    gpu_s = max(sum(cost.wall_s for stage, cost in costs.items() if stage in part) for part in (on_gpu, apart))
+    cpu_s = sum(cost.cpu_s for stage, cost in costs.items() if stage not in on_gpu | apart)
     return extent.num_clips * max(gpu_s / min(num_gpus, num_workers or num_gpus), cpu_s / num_cores)
 
 

@@ -4,12 +4,14 @@ import math
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import click.testing
 import numpy as np
 import pytest
 import tiny
+import torch
 from conftest import beep, logging_and_signals_kept, write_video
 
 from avfuse import atomic, lengths, planning, registry, sizing
@@ -281,3 +283,16 @@ def test_the_command_prints_one_object(root: Path, runner: click.testing.CliRunn
 def plan_spec(root: Path) -> Any:
     """Return the spec of the store that a plan speaks of."""
     return planning.prepare(options(root)).spec
+
+
+@pytest.mark.parametrize(("decode", "expected_s"), [("cpu", 10 * 2.5 / 4), ("gpu", 10 * 2.0)])
+def test_what_a_gpu_decodes_costs_no_core(monkeypatch: pytest.MonkeyPatch, decode: str, expected_s: float) -> None:
+    """Four cores decode and write in 2.5 s a clip; a GPU needs 0.6 s for the rest, and 2 s for decoding beside it."""
+    monkeypatch.setattr(planning.os, "cpu_count", lambda: 4)
+    seconds = {"read and digest": 0.2, "decode": 2.0, "detect and align": 0.3, "encode picture": 0.2}
+    seconds |= {"encode sound": 0.1, "write": 0.3}
+    costs = {stage: planning._Cost(value, value, 1.0) for stage, value in seconds.items()}
+    networks = SimpleNamespace(device=torch.device("cuda", 0), detector=object())
+    ready = SimpleNamespace(networks=networks, num_workers=1, options=SimpleNamespace(decode=decode))
+    extent = SimpleNamespace(num_clips=10)
+    assert planning._total_s(costs, ready, extent) == pytest.approx(expected_s)  # type: ignore[arg-type]
