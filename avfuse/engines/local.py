@@ -14,13 +14,13 @@ import signal
 import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import suppress
-from multiprocessing import connection
+from multiprocessing import connection, resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from typing import NamedTuple
 
 from avfuse.engines import Engine, Job, OnProgress
-from avfuse.engines._dispatch import Crew, Event, Gone, dispatch
+from avfuse.engines._dispatch import Crew, Event, Gone, Made, dispatch
 from avfuse.engines._process import END, LET_GO, serve
 from avfuse.schema import Receipt, Recording, UsageError
 
@@ -66,12 +66,14 @@ class _Processes(Crew):
     def __init__(self, job: bytes) -> None:
         self._job = job
         self._processes: dict[int, _Process] = {}
+        self._made: set[int] = set()  # numbers of those that have a worker
 
     def start(self, rank: int) -> None:
         """Spawn a process; until it can ignore Ctrl-C, that is kept from it."""
         ours, its = _spawn.Pipe()
         level = logging.getLogger().getEffectiveLevel()
         process = _spawn.Process(target=serve, args=(its, self._job, rank, level), name=f"avfuse-{rank}", daemon=True)
+        resource_tracker.ensure_running()  # which would let the signal through again, if it were started meanwhile
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             process.start()
@@ -99,30 +101,40 @@ class _Processes(Crew):
             except (EOFError, OSError):
                 event = Gone(self._bury(rank))
             else:
-                if isinstance(event, Gone):
+                if isinstance(event, Made):
+                    self._made.add(rank)
+                elif isinstance(event, Gone):
                     self._bury(rank)
             yield rank, event
 
     def _bury(self, rank: int) -> str:
         """Take leave of a process that has ended, or is about to; return how it ended."""
-        process, pipe = self._processes.pop(rank)
+        process, pipe = self._pop(rank)
         process.join(CLOSE_S)
         return _put_away(process, pipe)
 
     def kill(self, rank: int) -> None:
         """Kill a process."""
-        process, pipe = self._processes.pop(rank)
+        process, pipe = self._pop(rank)
         process.kill()
         _put_away(process, pipe)
 
+    def _pop(self, rank: int) -> _Process:
+        self._made.discard(rank)
+        return self._processes.pop(rank)
+
     def close(self, *, in_order: bool) -> None:
-        """Ask all processes to end, and kill those that have not done so in time."""
+        """Ask all processes to end, and kill those that have not done so in time, or hold nothing yet."""
+        for rank in self._processes.keys() - self._made:
+            self.kill(rank)
         for _, pipe in self._processes.values():
             with suppress(OSError):
                 pipe.send(END if in_order else LET_GO)
         end_s = time.monotonic() + (CLOSE_S if in_order else LET_GO_S)
         for process, _ in self._processes.values():
             process.join(max(0.0, end_s - time.monotonic()))
+        for process, _ in self._processes.values():  # all of them before any is waited for
+            process.kill()
         for rank in list(self._processes):
             self.kill(rank)
 
