@@ -136,7 +136,7 @@ class Site:
         there = {kind: pids for kind, pids in self.victims().items() if pids}
         if not there:
             return None
-        kind = self.rng.choice(sorted(there))
+        kind = self.rng.choice([kind for kind in sorted(there) for _ in range(1 if kind == "driver" else 3)])
         pid = self.rng.choice(there[kind])
         workers = self.workers() if kind == "driver" else []
         with contextlib.suppress(ProcessLookupError):
