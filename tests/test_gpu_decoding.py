@@ -1,6 +1,7 @@
 """Pictures decoded by torchcodec: on the CPU, where it is installed, as on a GPU, but for the device."""
 
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,7 +24,7 @@ CPU = torch.device("cpu")
 REGULAR = np.arange(40) / 25
 
 
-def _is_there() -> bool:
+def is_there() -> bool:
     try:
         gpu_decoding._torchcodec()
     except UsageError:
@@ -31,7 +32,7 @@ def _is_there() -> bool:
     return True
 
 
-with_torchcodec = pytest.mark.skipif(not _is_there(), reason="torchcodec, or FFmpeg for it, is not installed")
+with_torchcodec = pytest.mark.skipif(not is_there(), reason="torchcodec, or FFmpeg for it, is not installed")
 
 
 def image(index: int) -> npt.NDArray[np.uint8]:
@@ -95,7 +96,7 @@ def test_pixels_and_sound_are_those_of_the_other_decoder(
 
 
 @with_torchcodec
-def test_a_frame_comes_when_its_sound_is_there(tmp_path: Path) -> None:
+def test_a_frame_comes_when_its_soundis_there(tmp_path: Path) -> None:
     path = film(tmp_path / "a.mp4", frame_time_s=np.arange(125) / 25)
     come_s, ahead_s = 0.0, []
     for item in read(path)[0]:
@@ -308,9 +309,17 @@ def test_the_sample_is_a_video() -> None:
     assert int(pixels_YXC.max()) == 0
 
 
+def skip_without_cuda() -> None:
+    """Skip a test where torchcodec is not installed, or was built for the CPU alone; else a GPU has to decode."""
+    if not is_there():
+        pytest.skip("torchcodec, or FFmpeg for it, is not installed")
+    if "+cpu" in import_module("torchcodec").__version__:
+        pytest.skip("torchcodec is built for the CPU alone")
+
+
 @pytest.mark.gpu
-@with_torchcodec
 def test_a_gpu_decodes_what_the_cpu_does(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    skip_without_cuda()
     refuse_unusable(CUDA)
     for name, settings in FILES.items():
         path = write_video(

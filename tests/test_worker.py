@@ -12,6 +12,7 @@ import torch
 from conftest import beep, write_video
 from test_extract import CONSTANT, FACE, FPS, face_video, maps, options, write_trace
 from test_extract import tiny_encoders as tiny_encoders  # a fixture
+from test_gpu_decoding import is_there, skip_without_cuda
 from toy import left_aside
 
 from avfuse import extract as stage
@@ -207,7 +208,7 @@ def test_pictures_may_come_from_another_decoder(
         face_video(root / "a.mp4", CONSTANT)
     monkeypatch.setattr(gpu_decoding, "refuse_unusable", lambda device: None)
     monkeypatch.setattr(gpu_decoding, "version", lambda name: "0.11.1")
-    if not is_torchcodec_there():
+    if not is_there():
         monkeypatch.setattr(gpu_decoding.GpuReading, "_decoded", broken)
     stores = [extract(options(root, decode=decode, allow_missing=bool(lacking))).store for decode in ("cpu", "gpu")]
     assert stores[0] != stores[1]
@@ -216,15 +217,7 @@ def test_pictures_may_come_from_another_decoder(
     np.testing.assert_allclose(maps(other), maps(plain), rtol=0, atol=0.01)
     for name in ("audio", "frame_face"):
         np.testing.assert_array_equal(other.array(name), plain.array(name))
-    assert ("decoded on the CPU" in caplog.text) == (not is_torchcodec_there())
-
-
-def is_torchcodec_there() -> bool:
-    try:
-        gpu_decoding._torchcodec()
-    except UsageError:
-        return False
-    return True
+    assert ("decoded on the CPU" in caplog.text) == (not is_there())
 
 
 def broken(*_: object) -> Iterator[Any]:
@@ -235,8 +228,8 @@ def broken(*_: object) -> Iterator[Any]:
 @pytest.mark.gpu
 @pytest.mark.parametrize("decode", ["cpu", "gpu"])
 def test_a_gpu_extracts_the_same(tmp_path: Path, decode: str) -> None:
-    if decode == "gpu" and not is_torchcodec_there():
-        pytest.skip("torchcodec, or FFmpeg for it, is not installed")
+    if decode == "gpu":
+        skip_without_cuda()
     root = tmp_path / "root"
     for name in ("a", "b", "c"):
         face_video(root / f"{name}.mp4", CONSTANT)
