@@ -3,7 +3,7 @@
 A small demo corpus is extracted twice: once without a break, and once with SIGKILLs at random moments. What is killed
 depends on the engine: of ``local`` the process that was started, or one of its workers; of ``ray`` a worker, the
 process that was started, or a machine of a cluster of two on this one; of ``shards`` one of three extractions that
-share a folder. What was killed is started again, and where nothing is left to do, a recording is taken away. After
+share a folder. What was killed is started again, and where nothing is left to do, recordings are taken away. After
 every kill the store is verified as by ``avfuse cache verify``. In the end ``--retry-failed`` completes it, and the two
 stores must hold the same bytes.
 """
@@ -34,6 +34,7 @@ from avfuse.verification import verify_store
 WEIGHTS = ("--video-weights", "random:0", "--audio-weights", "random:0")
 NUM_SHARES, NUM_WORKERS = 3, 2
 ORPHAN_S = 10.0  # a worker must have ended by then after its parent
+MIDWAY_SHARE, WRITING_S = 0.75, 1.5  # of the kills, and about how long a recording is written
 DONE = (0, 3)  # exit codes: all is there, or some recordings could not be used
 
 
@@ -124,12 +125,13 @@ class Site:
             self.running[number] = start_extract(self.corpus, self.cache, *command)
 
     def take_away(self) -> None:
-        """Remove a recording, so that there is work to be killed at."""
+        """Remove half of the recordings, so that there is work to be killed at."""
         with contextlib.suppress(UsageError):
             store = FeatureCache.find(self.cache)
             names = store.names()
             if len(names) == sum(1 for _ in self.corpus.glob("videos/*")):
-                store.remove(self.rng.choice(names))
+                for name in self.rng.sample(names, -(-len(names) // 2)):
+                    store.remove(name)
 
     def kill(self) -> str | None:
         """Kill something; return what it was, if there was anything."""
@@ -230,12 +232,23 @@ def check(site: Site) -> tuple[int, int, list[str]]:
     return len(names), len(asides(site.cache)), damages + twice
 
 
+def wait(site: Site, whole_s: float) -> None:
+    """Wait for the moment of a kill: any, or one soon after a recording is seen to be written."""
+    moment_s = site.rng.uniform(0, whole_s)
+    if site.rng.random() < MIDWAY_SHARE:
+        end_s = time.monotonic() + 2 * whole_s
+        while not asides(site.cache) and time.monotonic() < end_s:
+            time.sleep(0.01)
+        moment_s = site.rng.uniform(0, WRITING_S)
+    time.sleep(moment_s)
+
+
 def kill_often(site: Site, num_kills: int, whole_s: float) -> Counter[str]:
-    """Kill as often as that, each time within the time of a whole extraction; return how often what was killed."""
+    """Kill as often as that, mostly while a recording is being written; return how often what was killed."""
     counts: Counter[str] = Counter()
     while counts["kills"] < num_kills:
         site.keep_going()
-        time.sleep(site.rng.uniform(0, whole_s))
+        wait(site, whole_s)
         num_left = len(asides(site.cache))
         kind = site.kill()
         if kind is None:
