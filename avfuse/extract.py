@@ -8,9 +8,11 @@ of each. A recording that cannot be used is kept in the cache's ledger with its 
 from __future__ import annotations
 
 import logging
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -113,6 +115,8 @@ def extract(
                 break
     finally:
         running.close()
+        if not isinstance(sys.exception(), OSError):  # a disk, or server, that fails is not asked for more
+            _sweep(cache)
     return _summarise(cache, options, len(ready.share), tally.receipts, time.monotonic() - started_s)
 
 
@@ -174,6 +178,13 @@ def _summarise(
         num_set_aside=count["set_aside"],
         elapsed_s=elapsed_s,
     )
+
+
+def _sweep(cache: FeatureCache) -> None:
+    """Remove what workers left that had to be killed, as far as that can be done now; the next run does the rest."""
+    with suppress(OSError):
+        for leftover in cache.store.prepare():
+            log.info("removed what a killed worker left: %s", leftover)
 
 
 def _source_of(recording: Recording, options: ExtractOptions, digest: FileDigests) -> Source | None:

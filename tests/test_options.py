@@ -27,6 +27,7 @@ COMMANDS = {
     "cache repair": cache_options.CacheRepairOptions,
     "cache ls": cache_options.CacheListOptions,
     "cache info": cache_options.CacheInfoOptions,
+    "cache failures": cache_options.CacheFailuresOptions,
     "cache diff": cache_options.CacheDiffOptions,
     "cache shrink": cache_options.CacheShrinkOptions,
     "cache gc": cache_options.CacheCollectOptions,
@@ -94,7 +95,7 @@ def test_a_knob_reaches_the_command_line(command: str, field: dataclasses.Field[
 @every_command
 def test_the_command_line_knows_no_other_knobs(command: str) -> None:
     known = {field.name for field in dataclasses.fields(COMMANDS[command])}
-    assert set(parameters(command)) - known <= {"as_json", "yes"}
+    assert set(parameters(command)) - known <= {"as_json", "yes", "dry_run"}
 
 
 @every_knob

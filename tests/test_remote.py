@@ -353,7 +353,7 @@ def test_an_empty_place_is_told_from_a_server_that_cannot_be_asked(bucket: str, 
     asked: list[Callable[[], object]] = [
         cache.recordings,
         cache.names,
-        cache.failures,
+        cache.ledger.failures,
         lambda: cache.recording("one").is_whole,
         lambda: cache.recording("one").video,
         lambda: cache.store.files(RECORDINGS),

@@ -312,6 +312,8 @@ def corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Extr
         device="cpu",
         precision="fp32",
         min_face_px=60,
+        min_face_share=0.0,
+        engine="serial",
     )
     return lambda: extract(options)
 
