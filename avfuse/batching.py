@@ -1,4 +1,4 @@
-"""Clips of several recordings in common batches, encoded in a thread of its own.
+"""Clips of several recordings in common batches, encoded in threads of their own.
 
 A network is fastest on full batches, and a recording rarely fills its last one. So the recordings that are under way
 hand in their clips, and a batch is made of what came first, whosesoever it is. A batch that is not full is encoded only
@@ -100,10 +100,16 @@ class Batcher:
     batch_size : int
         Clips per batch.
     device : torch.device
+    num_threads : int
+        Batches that are encoded side by side, each on one core of a CPU.
     """
 
     def __init__(
-        self, encoders: Mapping[str, Callable[[Tensor], Tensor]], batch_size: int, device: torch.device
+        self,
+        encoders: Mapping[str, Callable[[Tensor], Tensor]],
+        batch_size: int,
+        device: torch.device,
+        num_threads: int = 1,
     ) -> None:
         self._encoders = encoders
         self._sizes = dict.fromkeys(encoders, batch_size)
@@ -112,17 +118,19 @@ class Batcher:
         self._users: set[User] = set()
         self._is_closed = False
         self._changed = threading.Condition()
-        self._thread = threading.Thread(target=self._run, name="encode", daemon=True)
+        self._threads = [threading.Thread(target=self._run, name="encode", daemon=True) for _ in range(num_threads)]
 
     def __enter__(self) -> Batcher:
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         with self._changed:
             self._is_closed = True
             self._changed.notify_all()
-        self._thread.join()
+        for thread in self._threads:
+            thread.join()
 
     @contextmanager
     def user(self) -> Iterator[User]:

@@ -2,7 +2,7 @@
 
 A worker is one process. Several recordings are under way in it at once, each in a thread of its own::
 
-    decode (thread)  ->  detect, align  ->  encode (one thread, batches across recordings)  ->  write
+    decode (thread)  ->  detect, align  ->  encode (threads, batches across recordings)  ->  write
          a few frames ahead           a few batches ahead
 
 so that every stage has something to do and nothing is held of a recording but what lies between two stages. Networks
@@ -45,7 +45,7 @@ from avfuse.writer import RecordingWriter
 log = logging.getLogger(__name__)
 
 DECODED_AHEAD = 8  # frames, or pieces of sound, between the decoder and the detector
-BATCHES_AHEAD = 2  # of one recording, between the detector and the writer
+BATCHES_AHEAD = 1  # of one recording, between the detector and the writer, beside one for each thread that encodes
 SIDE_BY_SIDE_CPU, SIDE_BY_SIDE_GPU = 2, 16
 _LACKING = {"no_audio_stream": "audio", "no_video_stream": "video"}
 
@@ -64,7 +64,7 @@ class ExtractJob:
     encoders : mapping of str to str
         The rows of the registry, to which a program may have added some.
     num_threads : int or None
-        Threads of each operation of PyTorch; None leaves them as they are.
+        Batches that a worker encodes side by side on a CPU; None for as many as PyTorch has threads.
     """
 
     options: ExtractOptions
@@ -76,8 +76,6 @@ class ExtractJob:
     def __call__(self, rank: int) -> ExtractWorker:
         """Return the worker of this process."""
         registry.ENCODERS.update(self.encoders)
-        if self.num_threads is not None:
-            torch.set_num_threads(self.num_threads)
         return ExtractWorker(self, rank)
 
 
@@ -99,11 +97,18 @@ class ExtractWorker(Worker):
         self._digest = FileDigests()
         self._device = _device_of(job.options.device, rank)
         keep_fp32(self._device)
-        self.num_side_by_side = SIDE_BY_SIDE_CPU
-        if self._device.type == "cuda":
-            self.num_side_by_side = max(4, min(SIDE_BY_SIDE_GPU, os.cpu_count() or 1))
         self._making = threading.Lock()
         self._open = ExitStack()
+        self.num_side_by_side, self._num_threads = SIDE_BY_SIDE_CPU, 1
+        if self._device.type == "cuda":
+            self.num_side_by_side = max(4, min(SIDE_BY_SIDE_GPU, os.cpu_count() or 1))
+        else:
+            # What an operation gives depends, in its last bits, on how many threads share it: each has one, and cores
+            # are kept busy by several batches.
+            self._num_threads = job.num_threads or torch.get_num_threads()
+            self._open.callback(torch.set_num_threads, torch.get_num_threads())
+            torch.set_num_threads(1)
+        self.batches_ahead = BATCHES_AHEAD + self._num_threads
 
     def close(self) -> None:
         """End the thread of the encoders."""
@@ -162,7 +167,7 @@ class ExtractWorker(Worker):
     @cached_property
     def _batcher(self) -> Batcher:
         encoders = {"video": self._networks.video, "audio": self._networks.audio}
-        return self._open.enter_context(Batcher(encoders, self._options.batch_size, self._device))
+        return self._open.enter_context(Batcher(encoders, self._options.batch_size, self._device, self._num_threads))
 
     def _extract(self, recording: Recording, source: Source, on_progress: Callable[[int, int], None]) -> Receipt:
         """Extract and commit one recording, without sound or without picture if it lacks that and may."""
@@ -191,6 +196,7 @@ class _Extraction:
         lacking: str = "",
     ) -> None:
         self._options, self._corpus, self._cache, self._networks, self._batcher = worker.extraction()
+        self._batches_ahead = worker.batches_ahead
         self._recording, self._source, self._on_progress, self._lacking = recording, source, on_progress, lacking
         self._pending: deque[tuple[list[Ticket], Ticket | None, int]] = deque()
         self._num_submitted = self._num_written = 0
@@ -211,7 +217,7 @@ class _Extraction:
             writer.begin(grid.num_clips)
             for video_BKYXC, sound_BS in footage.clips(recording, timeline, grid, faces, options.batch_size, ahead):
                 self._submit(user, video_BKYXC, sound_BS)
-                if len(self._pending) > BATCHES_AHEAD:
+                if len(self._pending) > self._batches_ahead:
                     self._write(user, writer, grid.num_clips)
             while self._pending:
                 self._write(user, writer, grid.num_clips)

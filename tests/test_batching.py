@@ -182,3 +182,20 @@ def test_on_a_gpu_clips_of_both_kinds_come_back_right() -> None:
     for values, doubled in zip(given, found, strict=True):
         np.testing.assert_array_equal(doubled, 2 * values.numpy())
     assert set(encoder.sizes) == {8}
+
+
+def test_threads_side_by_side_give_everyone_his_own() -> None:
+    encoder, rng = Doubling(), np.random.default_rng(0)
+    given = [torch.from_numpy(rng.normal(size=(50, 3))) for _ in range(4)]
+
+    def act(values: Tensor) -> Callable[[User], object]:
+        def run(user: User) -> object:
+            tickets = [user.submit("double", part) for part in values.split(3)]
+            return np.concatenate([user.wait(ticket) for ticket in tickets])
+
+        return run
+
+    with Batcher({"double": encoder}, 4, CPU, num_threads=3) as batcher:
+        found = side_by_side(batcher, *map(act, given))
+    for values, doubled in zip(given, found, strict=True):
+        np.testing.assert_array_equal(doubled, 2 * values.numpy())
