@@ -77,8 +77,14 @@ def new_aside_name() -> str:
     return f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
 
 
-def remove_tree(folder: Path) -> None:
-    """Remove a folder into which a thread of this process may still be writing, as after a signal."""
+def remove_tree(folder: Path, *, is_settled: bool = False) -> None:
+    """Remove a folder into which a thread of this process may still be writing, as after a signal.
+
+    Where `is_settled`, nobody is, and it is not waited for.
+    """
+    if is_settled:
+        shutil.rmtree(folder, ignore_errors=True)
+        return
     quiet = 0
     for _ in range(_TRIES):
         quiet = 0 if folder.exists() else quiet + 1

@@ -45,7 +45,7 @@ class Ledger:
                 (aside / METADATA).write_bytes(seal(entry))
             self._store.replace(aside, group_of_failure(str(entry["recording"])))
         finally:
-            atomic.remove_tree(aside)
+            atomic.remove_tree(aside, is_settled=True)
 
     def clear(self, name: str) -> None:
         """Forget the failure of a recording, if there is one."""

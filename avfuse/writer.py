@@ -56,9 +56,9 @@ class RecordingWriter:
             raise
         return self
 
-    def __exit__(self, *_: object) -> None:
-        atomic.remove_tree(self._aside)
-        atomic.remove_tree(self._halves)
+    def __exit__(self, kind: object, *_: object) -> None:
+        for folder in (self._aside, self._halves):
+            atomic.remove_tree(folder, is_settled=kind is None)
 
     def begin(self, num_clips: int, *, as_stored: bool = False) -> None:
         """Say how many clips will come, and whether their maps are already what the store's spec makes of maps.

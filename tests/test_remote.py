@@ -586,7 +586,7 @@ def test_a_server_that_goes_away_ends_the_command_and_the_next_goes_on(
 
     going.refuse = refuse
     arguments = ["extract", str(root), "--corpus", "folder", "--cache", f"{bucket}/home", "--device", "cpu"]
-    arguments += ["--video-weights", "x", "--audio-weights", "x", "--precision", "fp32"]
+    arguments += ["--video-weights", "x", "--audio-weights", "x", "--precision", "fp32", "--num-workers", "1"]
     monkeypatch.setitem(registry.ENCODERS, "r3d", tiny.ENCODERS["tiny_video"])
     monkeypatch.setitem(registry.ENCODERS, "spectrogram_resnet", tiny.ENCODERS["tiny_audio"])
     code, said = run(monkeypatch, capsys, *arguments)

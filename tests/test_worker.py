@@ -9,7 +9,7 @@ import bad_files
 import numpy as np
 import pytest
 import torch
-from conftest import beep, write_video
+from conftest import beep, files_limited, write_video
 from test_extract import CONSTANT, FACE, FPS, face_video, maps, options, write_trace
 from test_extract import tiny_encoders as tiny_encoders  # a fixture
 from test_gpu_decoding import is_there, skip_without_cuda
@@ -321,6 +321,36 @@ def test_local_workers_make_the_same_cache_as_one_process(tmp_path: Path) -> Non
     assert (there.num_extracted, there.num_clips, there.face_share) == (5, here.num_clips, here.face_share)
     assert files(Path(there.store)) == files(Path(here.store))
     assert progress[-1].num_done == 6
+
+
+def test_a_disk_that_is_full_ends_the_run_and_the_next_goes_on(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    face_video(root / "a.mp4", CONSTANT)
+    store = Path(extract(options(root)).store)
+    for name in "bcd":
+        face_video(root / f"{name}.mp4", CONSTANT, beep_at_s=0.1 * ord(name) - 9)
+    with files_limited(500), pytest.raises(OSError, match=r"File too large: .*root-.*\.tmp"):
+        extract(options(root, engine="local", num_workers=1))
+    cache = FeatureCache.open(store)
+    assert (cache.names(), cache.ledger.failures(), left_aside(store)) == (["a"], [], [])
+    assert extract(options(root, engine="local", num_workers=1)).num_extracted == 3
+    assert files(store) == files(Path(extract(options(root, cache=tmp_path / "whole")).store))
+
+
+def test_features_do_not_depend_on_the_number_of_threads(tmp_path: Path) -> None:
+    root, real = tmp_path / "root", {"video_encoder": "r3d", "video_weights": "random:0", "precision": "auto"}
+    speed = np.linspace(0, 40, 30).astype(int)
+    face_video(root / "a.mp4", np.arange(30) / FPS, lambda i: np.roll(FACE, speed[i], axis=1))
+    stores = []
+    for count in (1, 2):
+        before = torch.get_num_threads()
+        torch.set_num_threads(count)
+        try:
+            stores.append(Path(extract(options(root, cache=tmp_path / f"{count}", **real)).store))
+            assert torch.get_num_threads() == count
+        finally:
+            torch.set_num_threads(before)
+    assert files(stores[0]) == files(stores[1])
 
 
 def test_shares_together_are_the_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
