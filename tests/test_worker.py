@@ -26,6 +26,7 @@ from avfuse.moments import feature_moments
 from avfuse.options import ExtractOptions
 from avfuse.preparation import prepare
 from avfuse.schema import Receipt, Recording, UsageError
+from avfuse.synthesis import Script, render_frames, smooth_trace
 
 Process = Callable[[Recording], Receipt]
 
@@ -339,8 +340,10 @@ def test_a_disk_that_is_full_ends_the_run_and_the_next_goes_on(tmp_path: Path) -
 
 def test_features_do_not_depend_on_the_number_of_threads(tmp_path: Path) -> None:
     root, real = tmp_path / "root", {"video_encoder": "r3d", "video_weights": "random:0", "precision": "auto"}
-    speed = np.linspace(0, 40, 30).astype(int)
-    face_video(root / "a.mp4", np.arange(30) / FPS, lambda i: np.roll(FACE, speed[i], axis=1))
+    rng = np.random.default_rng(7)  # the last bits of boxes and crops of these pictures do
+    cues = {name: smooth_trace(rng, 48, FPS, 2.0) for name in ("light", "smile", "brow", "mouth")}
+    images = [image.copy() for run in render_frames(Script(cues, (), FPS), rng) for image in run]
+    face_video(root / "a.mp4", np.arange(48) / FPS, lambda i: images[i])
     stores = []
     for count in (1, 2):
         before = torch.get_num_threads()
