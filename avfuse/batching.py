@@ -297,6 +297,11 @@ def _too_much(error: BaseException, device: torch.device) -> MemoryError:
     return told
 
 
+def choose_size(wanted: int, device: torch.device) -> int:
+    """Return the size of batches on a device: the one that is wanted or, for 0, one that keeps it busy."""
+    return wanted or (64 if device.type == "cuda" else 8)
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory ran out, on a GPU or here."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):

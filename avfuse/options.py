@@ -178,7 +178,9 @@ class ExtractOptions:
         "and _COUNT say, else 1/1]",
         record=False,
     )
-    batch_size: int = knob(8, "Clips per forward pass of the encoders.", minimum=1, record=False)
+    batch_size: int = knob(
+        0, "Clips per forward pass of the encoders; 0 takes 8 on a CPU, 64 on a GPU.", minimum=0, record=False
+    )
     device: str = knob("auto", "auto, cpu, cuda or cuda:N.", record=False)
     allow_download: bool = knob(False, "Fetch torchvision weights that TORCH_HOME does not hold.", record=False)
 

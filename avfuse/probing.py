@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from avfuse import atomic, footage, media, views
-from avfuse.batching import Batcher, User
+from avfuse.batching import Batcher, User, choose_size
 from avfuse.corpora import Corpus
 from avfuse.device import keep_fp32
 from avfuse.networks import Networks
@@ -132,6 +132,7 @@ def _prober(options: ExtractOptions, corpus: Corpus, networks: Networks) -> Iter
         stack.callback(atomic.remove_tree, home)
         for encoder in encoders.values():
             encoder.place(networks.device, options.precision)
+        options = replace(options, batch_size=choose_size(options.batch_size, networks.device))
         batcher = stack.enter_context(Batcher(encoders, options.batch_size, networks.device))
         yield _Prober(options, corpus, networks, batcher, TrialStores(options, corpus, networks, home))
 
@@ -228,7 +229,11 @@ class _Prober:
         """Return what a clip costs by stage, where writing one clip alone costs `once_s`."""
         num_clips, num_probed = sample.grid.num_clips, sample.num_clips
         is_padded = self.networks.device.type == "cuda"  # other recordings fill up a batch in an extraction
-        num_encoded = len(sample.batches) * self.options.batch_size if is_padded else num_probed
+        num_encoded = (
+            len(sample.batches) * choose_size(self.options.batch_size, self.networks.device)
+            if is_padded
+            else num_probed
+        )
         counts = {READ: num_clips, PICTURE: num_encoded, SOUND: num_encoded}
         told = {stage: spent_s[stage] / counts.get(stage, num_probed) for stage in STAGES}
         if num_probed == 1:

@@ -30,7 +30,7 @@ from torch import Tensor
 
 from avfuse import footage, media, registry, views
 from avfuse.ahead import Ahead
-from avfuse.batching import Batcher, Ticket, User, is_out_of_memory
+from avfuse.batching import Batcher, Ticket, User, choose_size, is_out_of_memory
 from avfuse.cache import FeatureCache
 from avfuse.corpora import Corpus
 from avfuse.device import choose_device, is_broken, keep_fp32
@@ -46,6 +46,7 @@ log = logging.getLogger(__name__)
 
 DECODED_AHEAD = 8  # frames, or pieces of sound, between the decoder and the detector
 BATCHES_AHEAD = 1  # of one recording, between the detector and the writer, beside one for each thread that encodes
+CLIPS_AT_ONCE = 8  # that a recording hands in, for batches of any size
 SIDE_BY_SIDE_CPU, SIDE_BY_SIDE_GPU = 2, 16
 _LACKING = {"no_audio_stream": "audio", "no_video_stream": "video"}
 
@@ -108,7 +109,9 @@ class ExtractWorker(Worker):
             self._num_threads = job.num_threads or torch.get_num_threads()
             self._open.callback(torch.set_num_threads, torch.get_num_threads())
             torch.set_num_threads(1)
-        self.batches_ahead = BATCHES_AHEAD + self._num_threads
+        self._batch_size = choose_size(job.options.batch_size, self._device)
+        self.clips_at_once = min(CLIPS_AT_ONCE, self._batch_size)
+        self.parts_ahead = (BATCHES_AHEAD + self._num_threads) * -(-self._batch_size // self.clips_at_once)
 
     def close(self) -> None:
         """End the thread of the encoders."""
@@ -167,7 +170,7 @@ class ExtractWorker(Worker):
     @cached_property
     def _batcher(self) -> Batcher:
         encoders = {"video": self._networks.video, "audio": self._networks.audio}
-        return self._open.enter_context(Batcher(encoders, self._options.batch_size, self._device, self._num_threads))
+        return self._open.enter_context(Batcher(encoders, self._batch_size, self._device, self._num_threads))
 
     def _extract(self, recording: Recording, source: Source, on_progress: Callable[[int, int], None]) -> Receipt:
         """Extract and commit one recording, without sound or without picture if it lacks that and may."""
@@ -196,7 +199,7 @@ class _Extraction:
         lacking: str = "",
     ) -> None:
         self._options, self._corpus, self._cache, self._networks, self._batcher = worker.extraction()
-        self._batches_ahead = worker.batches_ahead
+        self._clips_at_once, self._parts_ahead = worker.clips_at_once, worker.parts_ahead
         self._recording, self._source, self._on_progress, self._lacking = recording, source, on_progress, lacking
         self._pending: deque[tuple[list[Ticket], Ticket | None, int]] = deque()
         self._num_submitted = self._num_written = 0
@@ -215,9 +218,9 @@ class _Extraction:
             writer = stack.enter_context(RecordingWriter(self._cache, recording.name, self._source))
             user = stack.enter_context(self._batcher.user())
             writer.begin(grid.num_clips)
-            for video_BKYXC, sound_BS in footage.clips(recording, timeline, grid, faces, options.batch_size, ahead):
+            for video_BKYXC, sound_BS in footage.clips(recording, timeline, grid, faces, self._clips_at_once, ahead):
                 self._submit(user, video_BKYXC, sound_BS)
-                if len(self._pending) > self._batches_ahead:
+                if len(self._pending) > self._parts_ahead:
                     self._write(user, writer, grid.num_clips)
             while self._pending:
                 self._write(user, writer, grid.num_clips)
