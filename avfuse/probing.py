@@ -229,11 +229,7 @@ class _Prober:
         """Return what a clip costs by stage, where writing one clip alone costs `once_s`."""
         num_clips, num_probed = sample.grid.num_clips, sample.num_clips
         is_padded = self.networks.device.type == "cuda"  # other recordings fill up a batch in an extraction
-        num_encoded = (
-            len(sample.batches) * choose_size(self.options.batch_size, self.networks.device)
-            if is_padded
-            else num_probed
-        )
+        num_encoded = len(sample.batches) * self.options.batch_size if is_padded else num_probed
         counts = {READ: num_clips, PICTURE: num_encoded, SOUND: num_encoded}
         told = {stage: spent_s[stage] / counts.get(stage, num_probed) for stage in STAGES}
         if num_probed == 1:
