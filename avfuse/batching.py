@@ -22,6 +22,8 @@ from torch import Tensor
 
 log = logging.getLogger(__name__)
 
+MOST_ON_CPU = 8
+
 # The encoder, the shape of a clip, and the kind of device that it is on: only equal ones share a batch.
 _Key = tuple[str, tuple[int, ...], str]
 _OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "ALLOC_FAILED")  # of PyTorch, CUDA, and its libraries
@@ -298,8 +300,11 @@ def _too_much(error: BaseException, device: torch.device) -> MemoryError:
 
 
 def choose_size(wanted: int, device: torch.device) -> int:
-    """Return the size of batches on a device: the one that is wanted or, for 0, one that keeps it busy."""
-    return wanted or (64 if device.type == "cuda" else 8)
+    """Return the size of batches on a device: the one that is wanted or, for 0, one that keeps it busy.
+
+    A CPU gains nothing by more than 8 clips, and some networks have other kernels from 16 on, and other last bits.
+    """
+    return wanted or 64 if device.type == "cuda" else min(wanted or MOST_ON_CPU, MOST_ON_CPU)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -20,7 +20,7 @@ from avfuse.options import ExtractOptions
 from avfuse.schema import Recording, RecordingError, RowCount
 from avfuse.sound import Sound, SoundBuffer
 from avfuse.spec import list_crops
-from avfuse.timeline import ClipGrid, Timeline
+from avfuse.timeline import SAMPLE_RATE_HZ, ClipGrid, Timeline
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +82,8 @@ def clips(
     ------
     tuple of Tensor, (B, K, 112, 112, 3), uint8, and ndarray, (B, S), float32
     """
-    supply = _Supply(reading)
+    first_s = float(grid.end_time_s[0]) - grid.num_samples / SAMPLE_RATE_HZ
+    supply = _Supply(reading, has_frames=not isinstance(faces, CroppedFaces), first_s=first_s)
     waiting = _Waiting(grid, faces, supply)
     made: list[tuple[Tensor, npt.NDArray[np.float32]]] = []
     for clip in _one_by_one(timeline, faces, supply, waiting):
@@ -116,10 +117,10 @@ def _batch(made: list[tuple[Tensor, npt.NDArray[np.float32]]]) -> tuple[Tensor, 
 class _Supply:
     """What a reading yields: the frames for who looks for faces, the sound into a buffer."""
 
-    def __init__(self, reading: Iterable[Frame | Sound]) -> None:
+    def __init__(self, reading: Iterable[Frame | Sound], *, has_frames: bool, first_s: float) -> None:
         self._items = iter(reading)
-        self.has_frames = True
-        self.sound = SoundBuffer()
+        self.has_frames = has_frames
+        self.sound = SoundBuffer(first_s)
 
     def frames(self) -> Iterator[tuple[int, Image]]:
         """Yield the frames, until there is none; the sound between them is taken in."""

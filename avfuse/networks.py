@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from avfuse import gpu_decoding, media, registry, views
+from avfuse.batching import choose_size
 from avfuse.corpora import Corpus
 from avfuse.crops import CROPPED
 from avfuse.detection import FaceDetector
@@ -76,7 +77,7 @@ class Networks:
             video=self.video.fingerprint,
             audio=self.audio.fingerprint,
             precision=options.precision,
-            libraries={name: version(name) for name in ("torch", "torchvision", "torchaudio")},
+            libraries=_libraries(self.device, options.batch_size),
             video_shape=self.video.feature_shape if options.maps == "whole" else (self.video.feature_shape[0], 1, 1),
             audio_shape=self.audio.feature_shape,
             ranges=corpus.ranges,
@@ -99,3 +100,11 @@ def _encoder(modality: str, name: str, weights: str, assignments: tuple[str, ...
     )
     encoder: Encoder = plug(weights, options.allow_download, **arguments)
     return encoder
+
+
+def _libraries(device: torch.device, batch_size: int) -> dict[str, str]:
+    """Return what computes: PyTorch and its kin and, on a GPU, that it is one, and how many clips at a time."""
+    versions = {name: version(name) for name in ("torch", "torchvision", "torchaudio")}
+    if device.type == "cpu":
+        return versions
+    return {**versions, "device": device.type, "batch_size": str(choose_size(batch_size, device))}

@@ -179,7 +179,10 @@ class ExtractOptions:
         record=False,
     )
     batch_size: int = knob(
-        0, "Clips per forward pass of the encoders; 0 takes 8 on a CPU, 64 on a GPU.", minimum=0, record=False
+        0,
+        "Clips per forward pass of the encoders; 0 takes 64 on a GPU, and 8 on a CPU, which takes no more.",
+        minimum=0,
+        record=False,
     )
     device: str = knob("auto", "auto, cpu, cuda or cuda:N.", record=False)
     allow_download: bool = knob(False, "Fetch torchvision weights that TORCH_HOME does not hold.", record=False)

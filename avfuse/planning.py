@@ -7,7 +7,6 @@ many; times and bytes from a trial of the stages on some of them (`avfuse.probin
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ import torch
 
 from avfuse.cache import FeatureCache, asking, store_for
 from avfuse.cached import RECORDINGS, CachedRecording
+from avfuse.engines import num_cores
 from avfuse.lengths import Extent, Header, measure_extent, num_bytes, tell_reasons
 from avfuse.options import ExtractOptions, cache_home
 from avfuse.preparation import Preparation, prepare, refuse_strangers
@@ -245,9 +245,9 @@ def _describe_stages(costs: dict[str, _Cost], is_gpu: bool) -> tuple[Stage, ...]
 
 def _total_s(costs: dict[str, _Cost], ready: Preparation, extent: Extent) -> float:
     """Return the time of all clips on all cores; where there is a GPU, the longer of its time and theirs."""
-    num_cores, num_workers = os.cpu_count() or 1, ready.num_workers
+    count, num_workers = num_cores(), ready.num_workers
     if num_workers > 1:
-        num_cores = min(num_cores, num_workers * max(1, num_cores // num_workers))
+        count = min(count, num_workers * max(1, count // num_workers))
     device, on_gpu = ready.networks.device, set[str]()
     if device.type == "cuda":
         on_gpu = {PICTURE, SOUND} if ready.networks.detector is None else {FACES, PICTURE, SOUND}
@@ -255,7 +255,7 @@ def _total_s(costs: dict[str, _Cost], ready: Preparation, extent: Extent) -> flo
     apart = {DECODE} if ready.options.decode == "gpu" else set[str]()  # which a GPU does beside its computing
     gpu_s = max(sum(cost.wall_s for stage, cost in costs.items() if stage in part) for part in (on_gpu, apart))
     cpu_s = sum(cost.cpu_s for stage, cost in costs.items() if stage not in on_gpu | apart)
-    return extent.num_clips * max(gpu_s / min(num_gpus, num_workers or num_gpus), cpu_s / num_cores)
+    return extent.num_clips * max(gpu_s / min(num_gpus, num_workers or num_gpus), cpu_s / count)
 
 
 def _describe_sizes(trials: Sequence[Trial], extent: Extent) -> tuple[Size, ...]:

@@ -14,7 +14,7 @@ from avfuse.cache import FeatureCache
 from avfuse.corpora import Corpus
 from avfuse.device import choose_device, choose_precision
 from avfuse.encoding import codecs
-from avfuse.engines import Engine
+from avfuse.engines import Engine, num_cores
 from avfuse.knobs import parse_assignments, parse_shard
 from avfuse.networks import Networks
 from avfuse.options import ExtractOptions
@@ -57,7 +57,7 @@ class Preparation:
 
     def job(self, store: Path | str) -> ExtractJob:
         """Return what makes the workers that write to a store."""
-        num_threads = None if self.num_workers < 2 else max(1, (os.cpu_count() or 1) // self.num_workers)
+        num_threads = None if self.num_workers < 2 else max(1, num_cores() // self.num_workers)
         return ExtractJob(self.options, self.corpus, store, dict(registry.ENCODERS), num_threads)
 
 
@@ -120,7 +120,7 @@ def _count_workers(options: ExtractOptions, engine: Engine, device: torch.device
         return engine.most_workers
     if options.num_workers or not engine.is_here:
         return options.num_workers
-    num_places = torch.cuda.device_count() if device.type == "cuda" else os.cpu_count() or 1
+    num_places = torch.cuda.device_count() if device.type == "cuda" else num_cores()
     return max(1, min(num_places, num_recordings))
 
 

@@ -6,6 +6,7 @@ under clips: silence before the sound starts, after it ends, and in gaps between
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -75,13 +76,19 @@ class SoundBuffer:
 
     Of pieces that overlap the first counts. A gap costs no memory.
 
+    Parameters
+    ----------
+    first_s : float
+        Where the first window begins, in seconds; what lies before is not held.
+
     Attributes
     ----------
     num_decoded : int
         Samples that have come.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, first_s: float = -math.inf) -> None:
+        self._first = -math.inf if first_s == -math.inf else math.floor(first_s * SAMPLE_RATE_HZ) - 1
         self._pieces: deque[Sound] = deque()  # in order, none overlapping another
         self._end = _BEFORE  # up to where everything has come
         self.num_decoded = 0
@@ -90,7 +97,7 @@ class SoundBuffer:
         """Take in the next piece of sound."""
         self.num_decoded += len(samples_S)
         kept_S = samples_S[max(0, self._end - position) :]
-        if len(kept_S):
+        if len(kept_S) and position + len(samples_S) > self._first:
             self._pieces.append(Sound(position + len(samples_S) - len(kept_S), kept_S))
         self._end = max(self._end, position + len(samples_S))
 

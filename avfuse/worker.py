@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import errno
 import logging
-import os
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -34,7 +33,7 @@ from avfuse.batching import Batcher, Ticket, User, choose_size, is_out_of_memory
 from avfuse.cache import FeatureCache
 from avfuse.corpora import Corpus
 from avfuse.device import choose_device, is_broken, keep_fp32
-from avfuse.engines import Worker
+from avfuse.engines import Worker, num_cores
 from avfuse.networks import Networks
 from avfuse.options import ExtractOptions
 from avfuse.schema import Failure, Receipt, Recording, RecordingError, RowCount, UsageError
@@ -102,7 +101,7 @@ class ExtractWorker(Worker):
         self._open = ExitStack()
         self.num_side_by_side, self._num_threads = SIDE_BY_SIDE_CPU, 1
         if self._device.type == "cuda":
-            self.num_side_by_side = max(4, min(SIDE_BY_SIDE_GPU, os.cpu_count() or 1))
+            self.num_side_by_side = max(4, min(SIDE_BY_SIDE_GPU, num_cores()))
         else:
             # What an operation gives depends, in its last bits, on how many threads share it: each has one, and cores
             # are kept busy by several batches.
@@ -127,7 +126,7 @@ class ExtractWorker(Worker):
                 ledger.clear(name)
                 return Receipt(name, "present")
             failure = None if self._options.retry_failed else ledger.find(name, source)
-            if failure is not None:
+            if failure is not None and not _is_overruled(failure, self._options):
                 return Receipt(name, "set_aside", failure=failure)
             receipt = self._extract(recording, source, on_progress)
             ledger.clear(name)
@@ -225,7 +224,9 @@ class _Extraction:
             while self._pending:
                 self._write(user, writer, grid.num_clips)
             footage.check_losses(reading.losses, options.max_corrupt)
-            if self._lacking != "video":
+            if self._lacking == "video":  # whatever aligned images there are: none of them is in the maps
+                faces.found_F[:], faces.probability_F[:] = False, 0.0
+            else:
                 footage.check_faces(faces, options.min_face_share)
             face_share_N = faces.found_F[grid.frame_NK].mean(axis=1, dtype=np.float32)
             writer.commit(
@@ -279,6 +280,19 @@ class _Extraction:
         writer.append(maps[0], audio_BA, *maps[1:])
         self._num_written += count
         self._on_progress(self._num_written, num_clips)
+
+
+def _is_overruled(failure: Failure, options: ExtractOptions) -> bool:
+    """Whether the options now allow what a recording was set aside for."""
+    if failure.reason in _LACKING:
+        return options.allow_missing
+    if failure.share is None:
+        return False
+    allowed = {
+        "corrupt_packets": failure.share <= options.max_corrupt,
+        "no_face": failure.share >= options.min_face_share,
+    }
+    return allowed.get(failure.reason, False)
 
 
 def _receipt(recording: Recording, face_share_N: npt.NDArray[np.float32], rows: RowCount | None) -> Receipt:

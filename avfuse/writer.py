@@ -25,6 +25,7 @@ from avfuse.spec import Source
 from avfuse.stores import METADATA
 
 MAX_CHUNK_CLIPS = 256
+MAX_SOUND_CLIPS = 4096
 MAX_COMPRESSED_CHUNK_CLIPS = 64  # a chunk is decoded whole, for the sake of one window
 
 
@@ -44,8 +45,7 @@ class RecordingWriter:
 
     def __enter__(self) -> RecordingWriter:
         self._aside = self.cache.store.aside()
-        self._halves = self.cache.store.aside()
-        self._audio_NA = np.zeros((0, 0), np.float32)
+        self._spooled = self.cache.store.aside()
         self._arrays: dict[str, Any] = {}
         self._num_clips = self._num_came = 0
         try:
@@ -57,7 +57,7 @@ class RecordingWriter:
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
-        for folder in (self._aside, self._halves):
+        for folder in (self._aside, self._spooled):
             atomic.remove_tree(folder, is_settled=kind is None)
 
     def begin(self, num_clips: int, *, as_stored: bool = False) -> None:
@@ -74,9 +74,11 @@ class RecordingWriter:
                 for i in range(spec.views["count"])
             ]
         self._spools = []
+        with self._naming():
+            self._spooled.mkdir()
+        self._sound = _Rows(self._spooled / "audio")
         if kind == np.uint8 and not as_stored:
-            self._halves.mkdir()
-            self._spools = [_Spool(self._halves / f"{i}", spec.video_shape) for i in range(len(self._views))]
+            self._spools = [_Spool(self._spooled / f"{i}", spec.video_shape) for i in range(len(self._views))]
 
     def append(self, video_NCHW: npt.NDArray[Any], audio_NA: npt.NDArray[Any], *views: npt.NDArray[Any]) -> None:
         """Add the features of the next clips; `views` are their maps in the further views that the spec asks for.
@@ -92,7 +94,7 @@ class RecordingWriter:
         counts = [len(values_NCHW) for values_NCHW in given]
         if {*counts} != {len(audio_NA)}:
             raise ValueError(f"maps of {counts} clips and sound of {len(audio_NA)} came")
-        start, self._num_came = self._num_came, self._num_came + len(audio_NA)
+        self._num_came += len(audio_NA)
         if self._num_came > self._num_clips:
             raise ValueError(f"{self._num_came} clips came, {self._num_clips} were announced")
         with np.errstate(over="ignore", invalid="ignore"):
@@ -100,9 +102,8 @@ class RecordingWriter:
             audio_NA = np.array(audio_NA, np.float32)
         if not (np.isfinite(audio_NA).all() and all(np.isfinite(values_NCHW).all() for values_NCHW in maps)):
             raise RecordingError("feature_overflow", f"{self.name}: a feature is not finite; are the weights sound?")
-        if start == 0:  # once, at its full length: a long recording's would double as it is put together
-            self._audio_NA = np.empty((self._num_clips, *audio_NA.shape[1:]), np.float32)
-        self._audio_NA[start : self._num_came] = audio_NA
+        with self._naming():
+            self._sound.append(audio_NA)
         takers: Sequence[_Spool | _ViewWriter] = self._spools or self._views
         with self._naming():
             for taker, values_NCHW in zip(takers, maps, strict=True):
@@ -140,7 +141,7 @@ class RecordingWriter:
 
     def _complete(self, arrays: Mapping[str, npt.NDArray[Any]], told: Mapping[str, Any]) -> None:
         """Write what is not written yet, the metadata last, and flush it all to disk."""
-        small = {"audio": self._audio_NA, **arrays, **self._quantise()}
+        small = {"audio": self._sound.read(), **arrays, **self._quantise()}
         maps = {view_name(i): view.finish() for i, view in enumerate(self._views)}
         if self.cache.compress != "none":
             self._read_back(maps)
@@ -202,7 +203,9 @@ class RecordingWriter:
     def _create(self, name: str, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Any:
         is_map = name.startswith("video") and len(shape) > 1
         compress = self.cache.compress if is_map else "none"
-        limit = (MAX_CHUNK_CLIPS if compress == "none" else MAX_COMPRESSED_CHUNK_CLIPS) if is_map else shape[0]
+        limit = MAX_SOUND_CLIPS if name == "audio" else shape[0]
+        if is_map:
+            limit = MAX_CHUNK_CLIPS if compress == "none" else MAX_COMPRESSED_CHUNK_CLIPS
         num_chunks = max(1, -(-shape[0] // max(1, limit)))
         self._arrays[name] = self._group.create_array(
             name,
@@ -250,6 +253,25 @@ class _ViewWriter:
         self._digest.update(held.data)
         self._num_written += len(held)
         self._num_held = 0
+
+
+class _Rows:
+    """Sound features on disk until the recording is whole: a long one's are more than is held of it otherwise."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._shape: tuple[int, ...] = (0,)
+
+    def append(self, audio_NA: npt.NDArray[np.float32]) -> None:
+        self._shape = audio_NA.shape[1:]
+        with self._path.open("ab") as file:
+            file.write(np.ascontiguousarray(audio_NA).data)
+
+    def read(self) -> npt.NDArray[np.float32]:
+        """Return all of them, mapped."""
+        if not self._path.exists() or self._path.stat().st_size == 0:
+            return np.zeros((0, *self._shape), np.float32)
+        return np.memmap(self._path, np.float32, mode="r").reshape(-1, *self._shape)
 
 
 class _Spool:

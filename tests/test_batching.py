@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from avfuse.batching import Batcher, User, is_out_of_memory
+from avfuse.batching import Batcher, User, choose_size, is_out_of_memory
 
 CPU = torch.device("cpu")
 
@@ -199,3 +199,10 @@ def test_threads_side_by_side_give_everyone_his_own() -> None:
         found = side_by_side(batcher, *map(act, given))
     for values, doubled in zip(given, found, strict=True):
         np.testing.assert_array_equal(doubled, 2 * values.numpy())
+
+
+@pytest.mark.parametrize(
+    ("wanted", "kind", "size"), [(0, "cpu", 8), (3, "cpu", 3), (16, "cpu", 8), (0, "cuda", 64), (16, "cuda", 16)]
+)
+def test_a_cpu_takes_no_more_clips_than_all_networks_are_equal_for(wanted: int, kind: str, size: int) -> None:
+    assert choose_size(wanted, torch.device(kind)) == size

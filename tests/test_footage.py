@@ -272,3 +272,16 @@ def test_rows_rate_frames_and_what_is_left_is_told(num_rows: int, caplog: pytest
     assert len(caplog.messages) == int(num_rows != NUM_FRAMES)
     if caplog.messages:
         assert f"a: {num_rows} annotation rows for 61 frames" in caplog.text
+
+
+def test_aligned_images_are_read_no_further_than_the_clips_that_are_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[Path] = []
+    monkeypatch.setattr("avfuse.crops._read_crop", lambda path: read.append(path) or np.zeros((112, 112, 3), np.uint8))
+    faces = CroppedFaces({index: tmp_path / f"{index}.png" for index in range(NUM_FRAMES)}, NUM_FRAMES)
+    reading = [NO_PICTURE, *(item for item in pieces() if isinstance(item, Sound)), NO_MORE]
+    made = batches(faces, 4, 1, reading)
+    for count in range(1, 5):
+        next(made)
+        assert len(read) == 4 * count

@@ -81,3 +81,18 @@ def test_an_encoder_of_the_other_modality_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="encoder 'tiny_video' is for video, not for audio"):
         make(tmp_path, audio_encoder="tiny_video")
     assert "tiny_video" in registry.ENCODERS
+
+
+@pytest.mark.parametrize("changes", [{}, {"faces": "cropped"}, {"detection": "every"}])
+def test_a_gpu_has_features_of_its_own_and_so_has_each_size_of_its_batches(
+    tmp_path: Path, changes: dict[str, str]
+) -> None:
+    networks, corpus = make(tmp_path, **changes), Nowhere(tmp_path)
+    found = [networks.describe(options(tmp_path, batch_size=size, **changes), corpus).fingerprint for size in (0, 16)]
+    on_gpu = dataclasses.replace(networks, device=torch.device("cuda"))
+    found += [
+        on_gpu.describe(options(tmp_path, batch_size=size, **changes), corpus).fingerprint for size in (0, 16, 64)
+    ]
+    assert found[0] == found[1]
+    assert found[2] == found[4]
+    assert len(set(found)) == 3

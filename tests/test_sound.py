@@ -59,3 +59,13 @@ def test_what_has_come_is_told() -> None:
     buffer.end()
     assert buffer.has(1e6)
     assert buffer.num_decoded == 0
+
+
+def test_sound_before_the_first_window_is_not_held() -> None:
+    buffer = SoundBuffer(first_s=99.5)
+    for start in range(0, 99 * RATE_HZ, RATE_HZ):
+        buffer.add(start, np.ones(RATE_HZ, np.float32))
+    assert len(buffer._pieces) == 0
+    assert (buffer.num_decoded, buffer.has(99.0)) == (99 * RATE_HZ, True)
+    buffer.add(99 * RATE_HZ, np.arange(RATE_HZ, dtype=np.float32))
+    np.testing.assert_array_equal(buffer.read(100.0, RATE_HZ // 2), np.arange(RATE_HZ // 2, RATE_HZ))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import beep, files_limited, write_video
-from test_extract import CONSTANT, FACE, FPS, face_video, maps, options, write_trace
+from test_extract import CONSTANT, FACE, FPS, cropped_corpus, face_video, maps, options, write_trace
 from test_extract import tiny_encoders as tiny_encoders  # a fixture
 from test_gpu_decoding import is_there, skip_without_cuda
 from toy import left_aside
@@ -289,6 +289,36 @@ def test_recordings_without_sound_or_picture_can_be_kept(tmp_path: Path) -> None
     assert blind.fps == pytest.approx(25.0)
     assert blind.array("audio").max() > 0.01
     assert blind.array("frame_time_s")[-1] == pytest.approx(60 / FPS, abs=0.1)
+
+
+def test_aligned_images_of_a_recording_without_picture_show_no_face(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    given = cropped_corpus(root, a=dict.fromkeys(range(60), 80), b=dict.fromkeys(range(60), 90))
+    write_video(root / "videos" / "b.mp4", [], sound_CS=beep(0.5, 60 / FPS))
+    summary = extract(dataclasses.replace(given, allow_missing=True))
+    recording = FeatureCache.open(summary.store).recording("b")
+    assert recording.missing == "video"
+    assert not any(recording.array(name).any() for name in ("face_share", "frame_face", "frame_face_probability"))
+    assert not maps(recording).any()
+    assert summary.face_share == pytest.approx(0.5, abs=0.02)
+
+
+@pytest.mark.parametrize(
+    ("name", "allowing"),
+    [
+        ("no_sound.mp4", {"allow_missing": True}),
+        ("damaged_picture.mp4", {"max_corrupt": 0.5}),
+        ("good.mp4", {"min_face_share": 0.0}),  # without a face
+    ],
+)
+def test_what_the_options_now_allow_is_tried_again(tmp_path: Path, name: str, allowing: dict[str, Any]) -> None:
+    root = tmp_path / "root"
+    root.mkdir()
+    bad_files.FILES[name][1](root / "a.mp4")
+    kept = {"min_face_share": 0.0} if name != "good.mp4" else {}
+    assert len(extract(options(root, **kept)).failures) == 1
+    assert extract(options(root, **kept)).num_set_aside == 1
+    assert extract(options(root, **{**kept, **allowing})).failures == ()
 
 
 def test_missing_sound_stands_for_the_mean_and_does_not_shape_it(tmp_path: Path) -> None:

@@ -184,7 +184,7 @@ def test_what_is_stored_is_taken_as_it_is(tmp_path: Path, dtype: str) -> None:
     scales = {} if dtype == "float16" else {name: first.array(name) for name in ("video_scale", "video_offset")}
     with RecordingWriter(cache, "a", SOURCE) as writer:
         writer.begin(9, as_stored=True)
-        assert len(left_aside(cache.path)) == 1  # there are no halves
+        assert not any((place / "0").exists() for place in left_aside(cache.path))  # there are no halves
         writer.append(stored(first, 0)[:4], first.array("audio")[:4], stored(first, 1)[:4])
         writer.append(stored(first, 0)[4:], first.array("audio")[4:], stored(first, 1)[4:])
         writer.commit({"frame_time_s": first.array("frame_time_s"), **scales}, fps=25.0)
@@ -252,7 +252,7 @@ def test_nothing_is_left_of_what_was_interrupted(
         if after != "begin":
             writer.append(video[:5], audio[:5])
             writer.append(video[5:], audio[5:])
-            assert (len(left_aside(cache.path)) == 2) == (dtype == "uint8")  # the halves have a place of their own
+            assert any((place / "0").exists() for place in left_aside(cache.path)) == (dtype == "uint8")  # the halves
         if after == "commit":
             monkeypatch.setattr("avfuse.writer.atomic.flush_tree", interrupt)
             writer.commit({}, fps=25.0)
@@ -347,7 +347,7 @@ def test_a_recording_of_which_a_file_is_gone_is_not_committed(tmp_path: Path, lo
     ):
         writer.begin(300)
         writer.append(video, audio)
-        (aside,) = left_aside(cache.path)
+        (aside,) = [place for place in left_aside(cache.path) if (place / "video").exists()]
         describe = atomic.describe_files
 
         def lose(folder: Path) -> Any:

@@ -17,13 +17,16 @@ the workers: what is under way then is given up, and nothing of it is committed.
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 from avfuse.schema import Receipt, Recording
 
 MAX_RETRIES = 2
+_CPU_SHARE = Path("/sys/fs/cgroup/cpu.max")
 OnProgress = Callable[[str, int, int], None]
 """Told the name of a recording, how many of its clips are done, and of how many."""
 
@@ -92,3 +95,13 @@ class Engine(ABC):
         on_progress : callable
             May be called from the thread that iterates; an engine whose workers are far away need not call it.
         """
+
+
+def num_cores() -> int:
+    """Return the number of cores that this process may use: of its affinity, and of its container's share of time."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = _CPU_SHARE.read_text(encoding="ascii").split()
+        return max(1, min(count, round(int(quota) / int(period))))
+    except (OSError, ValueError):  # there is no such file, or no limit
+        return count

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
-import os
 import pickle
 import signal
 import time
@@ -19,7 +18,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from typing import NamedTuple
 
-from avfuse.engines import Engine, Job, OnProgress
+from avfuse.engines import Engine, Job, OnProgress, num_cores
 from avfuse.engines._dispatch import Crew, Event, Gone, Made, dispatch
 from avfuse.engines._process import END, LET_GO, serve
 from avfuse.schema import Receipt, Recording, UsageError
@@ -48,11 +47,6 @@ class LocalEngine(Engine):
         """Yield the receipt of every recording; without a number of workers there is one for each core."""
         crew = _Processes(pickle.dumps(job))
         yield from dispatch(crew, recordings, num_workers or num_cores(), on_progress, self._stall_s)
-
-
-def num_cores() -> int:
-    """Return the number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class _Process(NamedTuple):
