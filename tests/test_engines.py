@@ -18,7 +18,7 @@ import crews
 import pytest
 from crews import ToyJob, ToyWorker, recordings, tries
 
-from avfuse import registry
+from avfuse import engines, registry
 from avfuse.engines import MAX_RETRIES, Engine
 from avfuse.engines._dispatch import Crew, Done, Event, Gone, Made, dispatch, sparse, tell_deaths
 from avfuse.engines._process import portable
@@ -420,3 +420,14 @@ def test_errors_that_cannot_travel_are_put_into_words(error: Exception, kept: bo
 
 def test_toy_workers_are_workers() -> None:
     assert not ToyWorker.__abstractmethods__
+
+
+@pytest.mark.parametrize(("told", "count"), [("max 100000", 8), ("250000 100000", 2), ("1000 100000", 1), ("", 8)])
+def test_cores_are_those_of_the_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: str, count: int) -> None:
+    """Of its affinity, and of the share of time that its container has."""
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(8)))
+    (tmp_path / "cpu.max").write_text(told)
+    monkeypatch.setattr(engines, "_CPU_SHARE", tmp_path / "cpu.max")
+    assert engines.num_cores() == count
+    monkeypatch.setattr(engines, "_CPU_SHARE", tmp_path / "none")
+    assert engines.num_cores() == 8

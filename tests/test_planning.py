@@ -112,7 +112,8 @@ def test_a_plan_says_what_extraction_then_does(root: Path, changes: dict[str, An
 
 
 def test_stages_share_the_time_and_make_up_the_whole(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("os.cpu_count", lambda: 4)
+    for page in ("planning", "preparation"):
+        monkeypatch.setattr(f"avfuse.{page}.num_cores", lambda: 4)
     found = plan(options(root, num_workers=3, engine="local"))  # one thread each: a core is left idle
     assert tuple(stage.name for stage in found.stages) == STAGES
     assert sum(stage.share for stage in found.stages) == pytest.approx(1)
@@ -288,7 +289,7 @@ def plan_spec(root: Path) -> Any:
 @pytest.mark.parametrize(("decode", "expected_s"), [("cpu", 10 * 2.5 / 4), ("gpu", 10 * 2.0)])
 def test_what_a_gpu_decodes_costs_no_core(monkeypatch: pytest.MonkeyPatch, decode: str, expected_s: float) -> None:
     """Four cores decode and write in 2.5 s a clip; a GPU needs 0.6 s for the rest, and 2 s for decoding beside it."""
-    monkeypatch.setattr(planning.os, "cpu_count", lambda: 4)
+    monkeypatch.setattr(planning, "num_cores", lambda: 4)
     seconds = {"read and digest": 0.2, "decode": 2.0, "detect and align": 0.3, "encode picture": 0.2}
     seconds |= {"encode sound": 0.1, "write": 0.3}
     costs = {stage: planning._Cost(value, value, 1.0) for stage, value in seconds.items()}

@@ -66,7 +66,7 @@ def test_what_is_prepared_has_opened_no_video(root: Path, monkeypatch: pytest.Mo
 
 def test_workers_are_no_more_than_recordings(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = "local"
-    monkeypatch.setattr("os.cpu_count", lambda: 64)
+    monkeypatch.setattr("avfuse.preparation.num_cores", lambda: 64)
     assert prepare(options(root, engine=engine)).num_workers == 7
     assert prepare(options(root, engine=engine, shard="1/7")).num_workers == 1
     job = prepare(options(root, engine=engine)).job(root)
