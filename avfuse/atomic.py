@@ -58,7 +58,7 @@ def exchange(one: Path, other: Path) -> bool:
     Raises
     ------
     OSError
-        If one of them is not there, or may not be moved.
+        If one of them is not there, or may not be moved; it names the second.
     """
     try:
         rename = ctypes.CDLL(None, use_errno=True).renameat2
@@ -69,7 +69,7 @@ def exchange(one: Path, other: Path) -> bool:
     number = ctypes.get_errno()
     if number in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):  # the file system cannot
         return False
-    raise OSError(number, os.strerror(number), str(one), None, str(other))
+    raise OSError(number, os.strerror(number), str(other))
 
 
 def new_aside_name() -> str:

@@ -169,6 +169,9 @@ class FeatureCache:
                 log.info("removed what a killed writer left: %s", leftover)
             if store.metadata("") is None:
                 _make_root(store, spec, provenance)
+            for group in (RECORDINGS, FAILURES):  # which somebody may have removed, with what was in it
+                if store.metadata(group) is None:
+                    store.write_metadata(group, seal({}))
         except OSError as error:
             raise UsageError(
                 f"the cache {home} cannot be written to ({error.strerror or error}); "

@@ -27,7 +27,7 @@ from avfuse.commands.fuse_train import fuse_train
 from avfuse.commands.predict import predict
 from avfuse.commands.report import report
 from avfuse.schema import UsageError
-from avfuse.terminal import set_up_logging
+from avfuse.terminal import as_line, say, set_up_logging
 
 # Commands that keep nothing to go on from when they are stopped.
 _BEGIN_ANEW = (
@@ -80,7 +80,7 @@ def main() -> NoReturn:
         sys.exit(EXIT_USAGE)
     except SystemExit as leaving:  # said here, where no progress is shown any more that could wipe it away
         if leaving.code in _BY_SIGNAL:
-            click.echo(f"stopped{_tell_kept(sys.argv[1:])}", err=True)
+            say(f"stopped{_tell_kept(sys.argv[1:])}", err=True)
         raise
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads any more: flush into nothing
@@ -110,4 +110,4 @@ def _leave(number: int, frame: types.FrameType | None) -> NoReturn:
 
 
 def _say_error(message: str) -> None:
-    click.echo(f"{click.style('Error:', fg='red', bold=True)} {message}", err=True)
+    click.echo(f"{click.style('Error:', fg='red', bold=True)} {as_line(message)}", err=True)

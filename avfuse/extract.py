@@ -8,7 +8,9 @@ of each. A recording that cannot be used is kept in the cache's ledger with its 
 from __future__ import annotations
 
 import logging
+import queue
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -19,11 +21,13 @@ from pathlib import Path
 from avfuse import footage
 from avfuse.cache import FeatureCache
 from avfuse.options import ExtractOptions, cache_home
-from avfuse.preparation import prepare, refuse_strangers
+from avfuse.preparation import Preparation, prepare, refuse_strangers
 from avfuse.schema import Failure, Receipt, Recording, RecordingError, UsageError
 from avfuse.spec import FileDigests, Source
 
 log = logging.getLogger(__name__)
+
+SOURCE_S = 60.0  # for reading the files of a recording whose workers died
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,8 @@ class ExtractSummary:
     store : Path or str
         The feature store.
     fingerprint : str
+    share : str
+        Which of several jobs this was, as ``2/3``; empty where it was the only one.
     num_recordings, num_extracted, num_present, num_left : int
         In the corpus, or the share of it that was asked for; extracted now; in the store before and left as they were;
         not come to, after a failure that was to stop the run.
@@ -69,6 +75,7 @@ class ExtractSummary:
 
     store: Path | str
     fingerprint: str
+    share: str
     num_recordings: int
     num_extracted: int
     num_present: int
@@ -100,6 +107,7 @@ def extract(
     ready = prepare(options)
     cache = FeatureCache.create(cache_home(options.cache), ready.spec, ready.networks.provenance, options.compress)
     refuse_strangers(cache, ready.recordings)
+    _forget_strangers(cache, ready.recordings)
     tally = _Tally(len(ready.share), on_progress)
     by_name = {recording.name: recording for recording in ready.share}
     running = ready.engine.run(ready.job(cache.path), ready.share, ready.num_workers, tally.move)
@@ -117,7 +125,7 @@ def extract(
         running.close()
         if not isinstance(sys.exception(), OSError):  # a disk, or server, that fails is not asked for more
             _sweep(cache)
-    return _summarise(cache, options, len(ready.share), tally.receipts, time.monotonic() - started_s)
+    return _summarise(cache, ready, tally.receipts, time.monotonic() - started_s)
 
 
 class _Tally:
@@ -154,7 +162,7 @@ class _Tally:
 
 
 def _summarise(
-    cache: FeatureCache, options: ExtractOptions, num_recordings: int, receipts: Sequence[Receipt], elapsed_s: float
+    cache: FeatureCache, ready: Preparation, receipts: Sequence[Receipt], elapsed_s: float
 ) -> ExtractSummary:
     count = Counter(receipt.outcome for receipt in receipts)
     num_clips = sum(receipt.num_clips for receipt in receipts)
@@ -164,12 +172,13 @@ def _summarise(
     return ExtractSummary(
         store=cache.path,
         fingerprint=cache.spec.fingerprint,
-        num_recordings=num_recordings,
+        share=ready.shard,
+        num_recordings=len(ready.share),
         num_extracted=count["extracted"],
         num_present=count["present"],
-        num_left=num_recordings - len(receipts),
+        num_left=len(ready.share) - len(receipts),
         num_clips=num_clips,
-        num_views=options.views,
+        num_views=ready.options.views,
         face_share=num_with_face / num_clips if num_clips else float("nan"),
         num_uneven=len(uneven),
         num_rows_dropped=sum(rows.num_dropped for rows in uneven),
@@ -187,11 +196,32 @@ def _sweep(cache: FeatureCache) -> None:
             log.info("removed what a killed worker left: %s", leftover)
 
 
+def _forget_strangers(cache: FeatureCache, recordings: Sequence[Recording]) -> None:
+    """Take out of the ledger what failed of recordings that are no longer in the corpus."""
+    known = {recording.name for recording in recordings}
+    for failure in cache.ledger.failures():
+        if failure.recording not in known:
+            cache.ledger.clear(failure.recording)
+            log.info("%s is not in the corpus any more; its failure is forgotten", failure.recording)
+
+
 def _source_of(recording: Recording, options: ExtractOptions, digest: FileDigests) -> Source | None:
-    try:
-        return Source.of(recording, options.root, digest, with_crops=options.faces != "detect")
-    except RecordingError:
-        return None
+    """Return what a recording would be made from; None where that cannot be told soon.
+
+    What held up its workers, as a server that does not answer, is not to hold up the others.
+    """
+    found: queue.SimpleQueue[Source | None] = queue.SimpleQueue()
+
+    def look() -> None:
+        source = None
+        with suppress(RecordingError, OSError):
+            source = Source.of(recording, options.root, digest, with_crops=options.faces != "detect")
+        found.put(source)
+
+    threading.Thread(target=look, name=f"read {recording.name}", daemon=True).start()
+    with suppress(queue.Empty):
+        return found.get(timeout=SOURCE_S)
+    return None
 
 
 def _as_error(error: tuple[int, str, str]) -> Exception:

@@ -17,7 +17,7 @@ from avfuse.faces import Faces, FaceTrack
 from avfuse.gpu_decoding import GpuReading
 from avfuse.media import NO_PICTURE, Frame, Losses, Reading
 from avfuse.options import ExtractOptions
-from avfuse.schema import Recording, RecordingError, RowCount
+from avfuse.schema import PassingError, Recording, RecordingError, RowCount
 from avfuse.sound import Sound, SoundBuffer
 from avfuse.spec import list_crops
 from avfuse.timeline import SAMPLE_RATE_HZ, ClipGrid, Timeline
@@ -239,8 +239,8 @@ def check_losses(losses: Losses, max_corrupt: float) -> None:
         With reason ``corrupt_packets`` and the share, when more of the picture's packets, or of the sound's, could not
         be decoded than `max_corrupt`, a share; with reason ``truncated``, when the file broke off.
     """
-    if losses.breaks_off:
-        raise RecordingError("truncated", "the file breaks off, or could not be read to its end")
+    if losses.breaks_off:  # which it did not when it was probed
+        raise PassingError("truncated", "the file breaks off, or could not be read to its end")
     for kind, num_lost, num_packets in (
         ("video", losses.num_video_lost, losses.num_video_packets),
         ("audio", losses.num_audio_lost, losses.num_audio_packets),

@@ -117,8 +117,10 @@ def probe(path: Path, on_packet: Callable[[], object] = lambda: None) -> Timelin
     )
 
 
-def probe_sound(path: Path) -> Timeline:
+def probe_sound(path: Path, on_packet: Callable[[], object] = lambda: None) -> Timeline:
     """Lay a timeline of 25 frames per second over the sound of a file whose picture cannot be used.
+
+    `on_packet` is called with every packet; what it raises ends the reading.
 
     Raises
     ------
@@ -127,7 +129,7 @@ def probe_sound(path: Path) -> Timeline:
     """
     with open_file(path) as container:
         audio_stream(container, path)
-        survey = Survey(container, path, None)
+        survey = Survey(container, path, None, on_packet)
         zero_s = max(0, container.start_time or 0) / av.time_base
     if survey.sound_start_s is None:
         raise RecordingError("no_audio_stream", f"{path} holds an audio stream without samples")

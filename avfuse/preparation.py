@@ -36,6 +36,8 @@ class Preparation:
     corpus : Corpus
     recordings, share : list of Recording
         All of the corpus, and those that this job deals with.
+    shard : str
+        Which of several jobs this is, as ``2/3``; empty where it is the only one.
     digest : FileDigests
     networks : Networks
         Not placed yet.
@@ -49,6 +51,7 @@ class Preparation:
     corpus: Corpus
     recordings: list[Recording]
     share: list[Recording]
+    shard: str
     digest: FileDigests
     networks: Networks
     spec: CacheSpec
@@ -77,12 +80,14 @@ def prepare(options: ExtractOptions) -> Preparation:
     device = choose_device(options.device)
     networks = Networks.make(options, device)
     chosen = replace(options, precision=choose_precision(options.precision, device))
-    share = _choose_share(recordings, options.shard)
+    index, count = parse_shard(options.shard) if options.shard is not None else _slurm_share()
+    share = _choose_share(recordings, index, count)
     return Preparation(
         options=chosen,
         corpus=corpus,
         recordings=recordings,
         share=share,
+        shard=f"{index + 1}/{count}" if count > 1 else "",
         digest=digest,
         networks=networks,
         spec=networks.describe(chosen, corpus),
@@ -124,32 +129,33 @@ def _count_workers(options: ExtractOptions, engine: Engine, device: torch.device
     return max(1, min(num_places, num_recordings))
 
 
-def _choose_share(recordings: list[Recording], shard: str | None) -> list[Recording]:
-    """Return the recordings of one of several jobs: dealt out by size, so that the shares take about as long.
-
-    Without a share that is named, a job of a SLURM array takes its own.
-    """
-    index, count = parse_shard(shard) if shard is not None else _slurm_share()
+def _choose_share(recordings: list[Recording], index: int, count: int) -> list[Recording]:
+    """Return the recordings of one of several jobs: dealt out by size, so that the shares take about as long."""
     if count == 1:
         return recordings
     by_size = sorted(recordings, key=lambda recording: (-_num_bytes(recording.path), recording.name))
-    mine = by_size[index::count]
-    log.info("share %d of %d: %d of %d recordings", index + 1, count, len(mine), len(recordings))
-    return mine
+    return by_size[index::count]
 
 
 def _slurm_share() -> tuple[int, int]:
-    """Return number, from 0, and count of the jobs of this SLURM array; (0, 1) outside one."""
-    given = {name: os.environ.get(f"SLURM_ARRAY_TASK_{name}", "") for name in ("ID", "COUNT", "MIN", "STEP")}
-    number, count, first, step = (int(text) if text.isdecimal() else None for text in given.values())
+    """Return number, from 0, and count of the jobs of this SLURM array; (0, 1) outside one.
+
+    Raises
+    ------
+    UsageError
+        If the array's numbers are not evenly spaced, as those of ``--array=3,7,8``: nothing tells which share is whose.
+    """
+    given = {name: os.environ.get(f"SLURM_ARRAY_TASK_{name}", "") for name in ("ID", "COUNT", "MIN", "MAX", "STEP")}
+    number, count, first, last, step = (int(text) if text.isdecimal() else None for text in given.values())
     if number is None or count is None or count < 2:
         return 0, 1
-    index = (number - (first or 0)) // (step or 1)
-    if not 0 <= index < count:
-        raise UsageError(
-            f"SLURM_ARRAY_TASK_ID={number} and SLURM_ARRAY_TASK_COUNT={count} name no share of the recordings; "
-            "say which one this job does with --shard I/N"
-        )
+    first, step = first or 0, step or 1
+    index, rest = divmod(number - first, step)
+    is_even = last is None or last - first == (count - 1) * step
+    if not (is_even and rest == 0 and 0 <= index < count):
+        told = ", ".join(f"SLURM_ARRAY_TASK_{name}={text}" for name, text in given.items() if text)
+        raise UsageError(f"{told}: nothing tells which share of the recordings this job does; say it with --shard I/N")
+    log.warning("this job of a SLURM array does share %d/%d of the recordings; else give --shard 1/1", index + 1, count)
     return index, count
 
 

@@ -25,12 +25,12 @@ from avfuse.corpora import Corpus
 from avfuse.device import keep_fp32
 from avfuse.networks import Networks
 from avfuse.options import ExtractOptions
+from avfuse.reasons import describe_failure
 from avfuse.schema import Recording
 from avfuse.sizing import Sample, Taken, TrialStores, Way
 from avfuse.spec import FileDigests, Source
 from avfuse.stopwatch import Stopwatch
 from avfuse.timeline import ClipGrid
-from avfuse.worker import describe_failure
 
 READ, DECODE, FACES, PICTURE, SOUND, WRITE = STAGES = (
     "read and digest",

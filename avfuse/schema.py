@@ -78,6 +78,10 @@ class RecordingError(Exception):
         self.share = share
 
 
+class PassingError(RecordingError):
+    """One recording cannot be used now; it may be with its files unchanged, as when a disk failed for a moment."""
+
+
 @dataclass(frozen=True)
 class Fault:
     """One line of an annotation file that does not follow its format, counted from 1, and what is wrong with it."""

@@ -14,6 +14,7 @@ import unicodedata
 import urllib.parse
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,9 @@ from avfuse.schema import Range, Recording, RecordingError
 
 FORMAT_VERSION = 3
 CROP_SUFFIXES = (".jpg", ".jpeg", ".png")  # in the order of preference
+MAX_FILE_BYTES = 128 * 2**30  # a day of video in high definition; a hole of that length is read in minutes
+_READ_BYTES = 2**22
+_NO_UNICODE = re.compile("[\udc80-\udcff]")  # what Python makes of such a byte
 _CROP_NUMBER = re.compile(r"\d{5}|[1-9]\d{5,}", re.ASCII)
 _FINGERPRINT_LENGTH = 12
 _MAX_NAME_BYTES = 180
@@ -120,20 +124,18 @@ class FileDigests:
     def __init__(self) -> None:
         self._known: dict[tuple[Path, int, int], str] = {}
 
-    def __call__(self, path: Path) -> str:
-        """Return the hexadecimal sha256 of a file's content.
+    def __call__(self, path: Path, on_read: Callable[[], object] = lambda: None) -> str:
+        """Return the hexadecimal sha256 of a file's content; `on_read` is called now and then meanwhile.
 
         Raises
         ------
         OSError
-            If the file cannot be read.
+            If the file cannot be read, or is longer than `MAX_FILE_BYTES`.
         """
         found = path.stat()
-        if not stat.S_ISREG(found.st_mode):  # a pipe or a device may never end
-            raise OSError(errno.EINVAL, "it is no regular file", str(path))
         key = (path.resolve(), found.st_size, found.st_mtime_ns)
         if key not in self._known:
-            self._known[key] = _sha256(path)
+            self._known[key] = _sha256(path, on_read)
         return self._known[key]
 
 
@@ -155,7 +157,12 @@ class Source:
 
     @classmethod
     def of(
-        cls, recording: Recording, root: Path, digest: Callable[[Path], str] | None = None, with_crops: bool = False
+        cls,
+        recording: Recording,
+        root: Path,
+        digest: FileDigests | None = None,
+        with_crops: bool = False,
+        on_read: Callable[[], object] = lambda: None,
     ) -> Source:
         """Describe the files of a recording.
 
@@ -164,25 +171,27 @@ class Source:
         recording : Recording
         root : Path
             Root of its corpus.
-        digest : callable, optional
-            Returns the sha256 of a file; a `FileDigests` reads a file that several recordings share once.
+        digest : FileDigests, optional
+            Reads a file that several recordings share once.
         with_crops : bool
             Whether the faces come from the aligned images, which are then part of the source.
+        on_read : callable
+            Called now and then while files are read; what it raises ends the reading.
 
         Raises
         ------
         RecordingError
             With reason ``missing_file``, ``unreadable``, ``annotation_invalid`` or ``missing_crops``, when one of them
-            cannot be read.
+            cannot be read; ``over_limit``, when one is longer than `MAX_FILE_BYTES`.
         """
-        digest = digest or FileDigests()
-        video = _readable(digest, recording.path, "unreadable", "missing_file")
+        read = partial(digest or FileDigests(), on_read=on_read)
+        video = _readable(read, recording.path, "unreadable", "missing_file")
         annotation, traced = recording.annotation_sha256, recording.annotation_path
         if annotation is None and traced is not None:
-            annotation = _readable(digest, traced, "annotation_invalid")
+            annotation = _readable(read, traced, "annotation_invalid")
         inside = recording.path.is_relative_to(root)
-        file = recording.path.relative_to(root).as_posix() if inside else recording.path.name
-        crops = _digest_crops(recording) if with_crops else None
+        file = normal_name(recording.path.relative_to(root).as_posix() if inside else recording.path.name)
+        crops = _digest_crops(recording, on_read) if with_crops else None
         return cls(recording.partition, recording.subject, file, video, annotation, recording.face_side, crops)
 
 
@@ -220,17 +229,26 @@ def _is_crop(path: Path) -> bool:
     return bool(_CROP_NUMBER.fullmatch(path.stem)) and path.suffix.lower() in CROP_SUFFIXES and path.is_file()
 
 
-def _digest_crops(recording: Recording) -> str:
+def _digest_crops(recording: Recording, on_read: Callable[[], object]) -> str:
     """Return a digest of the names and contents of the aligned images, which are read one by one."""
-    digest = hashlib.sha256()
+    digest, read = hashlib.sha256(), partial(_sha256, on_read=on_read)
     for path in list_crops(recording).values():
-        digest.update(f"{path.name}/{_readable(_sha256, path, 'missing_crops')}\n".encode())
+        digest.update(f"{path.name}/{_readable(read, path, 'missing_crops')}\n".encode())
     return digest.hexdigest()
 
 
-def _sha256(path: Path) -> str:
+def _sha256(path: Path, on_read: Callable[[], object]) -> str:
+    found, digest = path.stat(), hashlib.sha256()
+    if not stat.S_ISREG(found.st_mode):  # a pipe or a device may never end
+        raise OSError(errno.EINVAL, "it is no regular file", str(path))
+    if found.st_size > MAX_FILE_BYTES:
+        told = f"it has {found.st_size / 2**30:,.0f} GiB, {MAX_FILE_BYTES / 2**30:,.0f} are allowed"
+        raise OSError(errno.EFBIG, told, str(path))
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        while piece := file.read(_READ_BYTES):
+            digest.update(piece)
+            on_read()
+    return digest.hexdigest()
 
 
 def _readable(digest: Callable[[Path], str], path: Path, reason: str, if_missing: str | None = None) -> str:
@@ -238,9 +256,20 @@ def _readable(digest: Callable[[Path], str], path: Path, reason: str, if_missing
     try:
         return digest(path)
     except OSError as error:
-        is_missing = error.errno in (errno.ENOENT, errno.ENOTDIR)
-        found = f"{path} cannot be read ({error.strerror})"
-        raise RecordingError((if_missing if is_missing else None) or reason, found) from error
+        if error.errno in (errno.ENOENT, errno.ENOTDIR):
+            reason = if_missing or reason
+        elif error.errno == errno.EFBIG:
+            reason = "over_limit"
+        raise RecordingError(reason, f"{path} cannot be read ({error.strerror})") from error
+
+
+def normal_name(text: str) -> str:
+    """Return a file name in the composed Unicode form (NFC), so that it compares equal on every file system.
+
+    What in it is no Unicode, as in a name of an older encoding, is written as ``\\xe9``.
+    """
+    written = _NO_UNICODE.sub(lambda found: f"\\x{ord(found[0]) - 0xDC00:02x}", text)
+    return unicodedata.normalize("NFC", written)
 
 
 def folder_name(name: str) -> str:

@@ -8,6 +8,7 @@ import json
 import logging
 import math
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -24,6 +25,10 @@ if TYPE_CHECKING:
 
 HEARTBEAT_S = 10.0
 PLAIN_WIDTH = 160
+MAX_UNBROKEN_SHARE = 0.4  # of the width of a table, for a first column whose cells stay on one line
+# What may stand in a file's name and would have a terminal do something, or cannot be written: control characters,
+# those that turn the direction of text, and bytes that are no Unicode.
+_UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def set_up_logging(verbose: bool, quiet: bool) -> None:
@@ -38,7 +43,23 @@ def set_up_logging(verbose: bool, quiet: bool) -> None:
     else:
         handler = logging.StreamHandler()
         layout = "%(asctime)s %(levelname)s %(message)s"
+    handler.addFilter(_with_unseen_written)
     logging.basicConfig(level=level, format=layout, handlers=[handler], force=True)
+
+
+def as_line(text: str) -> str:
+    """Return a text as it may be shown, on one line: what would not be seen is written as ``\\x1b``."""
+    return _UNSEEN.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
+
+
+def say(text: str, err: bool = False) -> None:
+    """Write a line to standard output, or error."""
+    click.echo(as_line(text), err=err)
+
+
+def _with_unseen_written(record: logging.LogRecord) -> bool:
+    record.msg, record.args = "\n".join(map(as_line, record.getMessage().split("\n"))), ()
+    return True
 
 
 def make_console(stderr: bool = True) -> Console:
@@ -94,7 +115,7 @@ def _plain_lines(title: str) -> Callable[..., None]:
         now_s = time.monotonic()
         if milestone or now_s - last_s[0] >= HEARTBEAT_S:
             last_s[0] = now_s
-            click.echo(f"{title}: {note}", err=True)
+            say(f"{title}: {note}", err=True)
 
     return move
 
@@ -106,15 +127,16 @@ def print_table(table: ReportTable) -> None:
 
     out = make_console(stderr=False)
     if table.title:
-        out.print(Text(table.title, style="bold"))
+        out.print(Text(as_line(table.title), style="bold"))
     shown = Table()
+    first = max((len(row[0]) for row in table.rows if row), default=0)
     for position, column in enumerate(table.columns):
-        shown.add_column(column, overflow="fold", no_wrap=position == 0)
+        shown.add_column(column, overflow="fold", no_wrap=position == 0 and first <= MAX_UNBROKEN_SHARE * out.width)
     for row in table.rows:
-        shown.add_row(*(Text(cell) for cell in row))
+        shown.add_row(*(Text(as_line(cell)) for cell in row))
     out.print(shown)
     for note in table.notes:
-        out.print(Text(note), soft_wrap=True)
+        out.print(Text(as_line(note)), soft_wrap=True)
 
 
 def print_rows(columns: tuple[str, ...], rows: Iterable[tuple[str, ...]], title: str = "") -> None:

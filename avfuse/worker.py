@@ -11,17 +11,15 @@ are made when the first recording needs them.
 
 from __future__ import annotations
 
-import errno
 import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
-import av.error
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -29,14 +27,15 @@ from torch import Tensor
 
 from avfuse import footage, media, registry, views
 from avfuse.ahead import Ahead
-from avfuse.batching import Batcher, Ticket, User, choose_size, is_out_of_memory
+from avfuse.batching import Batcher, Ticket, User, choose_size
 from avfuse.cache import FeatureCache
 from avfuse.corpora import Corpus
 from avfuse.device import choose_device, is_broken, keep_fp32
 from avfuse.engines import Worker, num_cores
 from avfuse.networks import Networks
 from avfuse.options import ExtractOptions
-from avfuse.schema import Failure, Receipt, Recording, RecordingError, RowCount, UsageError
+from avfuse.reasons import LACKING, describe_error, describe_failure, is_overruled, may_pass
+from avfuse.schema import Receipt, Recording, RecordingError, RowCount, UsageError
 from avfuse.spec import FileDigests, Source, tell_differences
 from avfuse.timeline import ClipGrid, Timeline
 from avfuse.writer import RecordingWriter
@@ -47,7 +46,6 @@ DECODED_AHEAD = 8  # frames, or pieces of sound, between the decoder and the det
 BATCHES_AHEAD = 1  # of one recording, between the detector and the writer, beside one for each thread that encodes
 CLIPS_AT_ONCE = 8  # that a recording hands in, for batches of any size
 SIDE_BY_SIDE_CPU, SIDE_BY_SIDE_GPU = 2, 16
-_LACKING = {"no_audio_stream": "audio", "no_video_stream": "video"}
 
 
 @dataclass(frozen=True)
@@ -118,15 +116,16 @@ class ExtractWorker(Worker):
 
     def process(self, recording: Recording, on_progress: Callable[[int, int], None]) -> Receipt:
         """Extract one recording and commit it, unless it is there; keep the reason if it cannot be used."""
-        source = None
+        source, with_crops = None, self._options.faces != "detect"
         try:
-            source = Source.of(recording, self._options.root, self._digest, with_crops=self._options.faces != "detect")
+            alive = partial(on_progress, 0, 1)  # nothing is done yet, but something is going on
+            source = Source.of(recording, self._options.root, self._digest, with_crops, alive)
             name, ledger = recording.name, self._cache.ledger
             if self._cache.holds(name, source) or self._cache.relabel(name, source):
                 ledger.clear(name)
                 return Receipt(name, "present")
             failure = None if self._options.retry_failed else ledger.find(name, source)
-            if failure is not None and not _is_overruled(failure, self._options):
+            if failure is not None and not is_overruled(failure, self._options):
                 return Receipt(name, "set_aside", failure=failure)
             receipt = self._extract(recording, source, on_progress)
             ledger.clear(name)
@@ -138,16 +137,16 @@ class ExtractWorker(Worker):
         """Record why a recording could not be used, or say that the machine failed."""
         name, failure = recording.name, describe_failure(recording, error)
         if failure is None:
-            return Receipt(name, "stopped", error=_describe_error(error))
+            return Receipt(name, "stopped", error=describe_error(error))
         if is_broken(self._device):
             told = f"{self._device} has failed and computes nothing any more ({error}); what was committed stays"
             return Receipt(name, "stopped", error=(0, told, ""))
         try:
             if source is not None:
                 self._cache.remove(name)  # what is there was made from other files than those of now
-            self._cache.ledger.record(failure, source)
+            self._cache.ledger.record(failure, None if may_pass(error) else source)
         except (OSError, UsageError) as stopping:
-            return Receipt(name, "stopped", error=_describe_error(stopping))
+            return Receipt(name, "stopped", error=describe_error(stopping))
         return Receipt(name, "failed", failure=failure)
 
     @property
@@ -176,7 +175,7 @@ class ExtractWorker(Worker):
         try:
             return _Extraction(self, recording, source, on_progress).run()
         except RecordingError as error:
-            lacking = _LACKING.get(error.reason)
+            lacking = LACKING.get(error.reason)
             if not self._options.allow_missing or lacking is None:
                 raise
         return _Extraction(self, recording, source, on_progress, lacking).run()
@@ -247,9 +246,8 @@ class _Extraction:
         return _receipt(recording, face_share_N, rows)
 
     def _timeline(self) -> Timeline:
-        if self._lacking != "video":
-            return media.probe(self._recording.path)
-        return media.probe_sound(self._recording.path)
+        probe = media.probe_sound if self._lacking == "video" else media.probe
+        return probe(self._recording.path, partial(self._on_progress, 0, 1))
 
     def _submit(self, user: User, video_BKYXC: Tensor, sound_BS: npt.NDArray[np.float32]) -> None:
         """Hand a batch of clips to the encoders, in all views."""
@@ -282,19 +280,6 @@ class _Extraction:
         self._on_progress(self._num_written, num_clips)
 
 
-def _is_overruled(failure: Failure, options: ExtractOptions) -> bool:
-    """Whether the options now allow what a recording was set aside for."""
-    if failure.reason in _LACKING:
-        return options.allow_missing
-    if failure.share is None:
-        return False
-    allowed = {
-        "corrupt_packets": failure.share <= options.max_corrupt,
-        "no_face": failure.share >= options.min_face_share,
-    }
-    return allowed.get(failure.reason, False)
-
-
 def _receipt(recording: Recording, face_share_N: npt.NDArray[np.float32], rows: RowCount | None) -> Receipt:
     return Receipt(recording.name, "extracted", len(face_share_N), float(face_share_N.mean()), rows)
 
@@ -305,28 +290,3 @@ def _device_of(name: str, rank: int) -> torch.device:
     if device.type == "cuda" and ":" not in name:
         return torch.device("cuda", rank % torch.cuda.device_count())
     return device
-
-
-def describe_failure(recording: Recording, error: Exception) -> Failure | None:
-    """Turn what a recording ended with into a typed reason, None where the recording is not to blame.
-
-    An unknown error keeps its type and its message.
-    """
-    name = recording.name
-    if isinstance(error, RecordingError):
-        return Failure(name, error.reason, str(error), error.share)
-    if is_out_of_memory(error) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
-        return Failure(name, "out_of_memory", str(error) or "the machine ran out of memory")
-    if isinstance(error, av.error.FFmpegError):
-        return Failure(name, "unreadable", f"{recording.path}: {error}")
-    if isinstance(error, (OSError, UsageError)):
-        return None
-    log.error("%s: unexpected %s", name, type(error).__name__, exc_info=error)
-    return Failure(name, "unexpected", f"{type(error).__name__}: {error}")
-
-
-def _describe_error(error: Exception) -> tuple[int, str, str]:
-    """Return number, message and place of an error that is not a recording's fault."""
-    if isinstance(error, OSError):
-        return error.errno or errno.EIO, error.strerror or str(error), str(error.filename or "")
-    return 0, str(error), ""

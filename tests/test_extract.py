@@ -12,10 +12,12 @@ import skimage.data
 import tiny
 from conftest import beep, remux, repeat_stamps, write_video
 from PIL import Image
+from tiny import options
+from tiny import tiny_encoders as tiny_encoders  # a fixture
 from torchvision.transforms import functional
 from toy import left_aside
 
-from avfuse import media, networks, registry, views
+from avfuse import media, networks, views
 from avfuse import spec as spec_module
 from avfuse.cache import FeatureCache
 from avfuse.extract import ExtractProgress, ExtractSummary, extract
@@ -27,28 +29,6 @@ from avfuse.views import Jitter
 
 FPS = 25
 FACE = np.ascontiguousarray(skimage.data.astronaut()[0:240, 100:340])
-
-
-@pytest.fixture(autouse=True)
-def tiny_encoders(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, row in tiny.ENCODERS.items():
-        monkeypatch.setitem(registry.ENCODERS, name, row)
-
-
-def options(root: Path, **changes: Any) -> ExtractOptions:
-    values = {
-        "root": root,
-        "corpus": "folder",
-        "cache": root.parent / "cache",
-        "video_encoder": "tiny_video",
-        "audio_encoder": "tiny_audio",
-        "video_weights": "none",
-        "audio_weights": "none",
-        "device": "cpu",
-        "precision": "fp32",
-        "engine": "serial",
-    }
-    return ExtractOptions(**{**values, **changes})
 
 
 def face_video(
@@ -172,7 +152,7 @@ def test_running_again_does_only_what_is_missing(tmp_path: Path, monkeypatch: py
         write_trace(face_video(root / "train" / f"{name}.mp4", CONSTANT), 60)
     opened: list[str] = []
     probe = media.probe
-    monkeypatch.setattr(media, "probe", lambda path: (opened.append(path.stem), probe(path))[1])
+    monkeypatch.setattr(media, "probe", lambda path, on_packet: (opened.append(path.stem), probe(path))[1])
     assert extract(options(root)).num_extracted == 3
     assert opened == ["a", "b", "c"]
     opened.clear()
@@ -382,7 +362,7 @@ def test_two_people_are_told_apart_by_their_sides(tmp_path: Path, monkeypatch: p
     write_aff_wild2(root, {"pair_left": "Train_Set", "pair_right": "Train_Set"})
     digested: list[Path] = []
     sha256 = spec_module._sha256
-    monkeypatch.setattr(spec_module, "_sha256", lambda path: (digested.append(path), sha256(path))[1])
+    monkeypatch.setattr(spec_module, "_sha256", lambda path, on_read: (digested.append(path), sha256(path, on_read))[1])
     summary = extract(options(root, corpus="aff_wild2", detect_every=1))
     assert summary.failures == ()
     assert digested.count(video) == 1

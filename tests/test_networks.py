@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_extract import options
-from test_extract import tiny_encoders as tiny_encoders  # a fixture
+from tiny import options
+from tiny import tiny_encoders as tiny_encoders  # a fixture
 
 from avfuse import networks, registry
 from avfuse.corpora import Corpus

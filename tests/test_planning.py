@@ -1,7 +1,6 @@
 import dataclasses
 import json
 import math
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,8 +12,10 @@ import pytest
 import tiny
 import torch
 from conftest import beep, logging_and_signals_kept, write_video
+from tiny import places as places  # fixtures
+from tiny import tiny_encoders as tiny_encoders
 
-from avfuse import atomic, lengths, planning, registry, sizing
+from avfuse import lengths, planning, registry, sizing
 from avfuse.cache import FeatureCache
 from avfuse.cli import cli
 from avfuse.extract import extract
@@ -27,29 +28,7 @@ from avfuse.spec import Source
 
 FPS = 25
 LENGTHS = {"a": 40, "b": 77, "c": 52}  # frames
-NAMES = {
-    "corpus": "folder",
-    "video_encoder": "tiny_video",
-    "audio_encoder": "tiny_audio",
-    "video_weights": "none",
-    "audio_weights": "none",
-    "device": "cpu",
-    "precision": "fp32",
-    "engine": "serial",
-}
-
-
-@pytest.fixture(autouse=True)
-def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    for name, row in tiny.ENCODERS.items():
-        monkeypatch.setitem(registry.ENCODERS, name, row)
-    folder = tmp_path / "temporary"
-    folder.mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(folder))
-    monkeypatch.setattr(atomic, "flush", lambda path: None)  # which takes longest
-    return folder
-
-
+pytestmark = pytest.mark.usefixtures("places")
 WAYS = [Way("float16", "whole", "none"), Way("uint8", "pooled", "zstd")]
 
 
@@ -80,7 +59,7 @@ def root(tmp_path: Path, films: Path) -> Path:
 
 
 def options(root: Path, **changes: Any) -> ExtractOptions:
-    return ExtractOptions(**{"root": root, "cache": root.parent / "cache", "min_face_share": 0.0, **NAMES, **changes})
+    return tiny.options(root, **{"min_face_share": 0.0, **changes})
 
 
 def told(found: ExtractPlan) -> tuple[str, ...]:
@@ -249,7 +228,7 @@ def runner(monkeypatch: pytest.MonkeyPatch) -> Iterator[click.testing.CliRunner]
 
 
 def arguments(root: Path, *more: str) -> list[str]:
-    named = {name: value for name, value in NAMES.items() if not name.endswith("_encoder")}
+    named = {name: value for name, value in tiny.KNOBS.items() if not name.endswith("_encoder")}
     knobs = [part for name, value in named.items() for part in (f"--{name.replace('_', '-')}", value)]
     return ["extract", str(root), "--cache", str(root.parent / "cache"), "--dry-run", *knobs, *more]
 

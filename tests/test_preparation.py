@@ -2,8 +2,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_extract import FPS, face_video, options
-from test_extract import tiny_encoders as tiny_encoders  # a fixture
+from test_extract import FPS, face_video
+from tiny import options
+from tiny import tiny_encoders as tiny_encoders  # a fixture
 
 from avfuse import media
 from avfuse.preparation import prepare
@@ -53,6 +54,25 @@ def test_a_job_of_an_array_takes_its_share(
     assert names(root, None) == expected
     assert names(root, "2/7") == names(root, "2/7")
     assert len(names(root, "2/7")) == 1  # what is given wins
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"ID": "3", "COUNT": "3", "MIN": "3", "MAX": "8", "STEP": "1"},  # --array=3,7,8
+        {"ID": "7", "COUNT": "3", "MIN": "3", "MAX": "8", "STEP": "1"},
+        {"ID": "2", "COUNT": "2", "MIN": "1", "STEP": "2"},
+        {"ID": "5", "COUNT": "2", "MIN": "1", "STEP": "2"},
+    ],
+)
+def test_a_job_of_an_uneven_array_is_not_given_a_share_by_guess(
+    root: Path, monkeypatch: pytest.MonkeyPatch, given: dict[str, str]
+) -> None:
+    for name, value in given.items():
+        monkeypatch.setenv(f"SLURM_ARRAY_TASK_{name}", value)
+    with pytest.raises(UsageError, match=f"SLURM_ARRAY_TASK_ID={given['ID']}, .*nothing tells .*--shard I/N"):
+        names(root, None)
+    assert len(names(root, "1/1")) == 7
 
 
 def test_what_is_prepared_has_opened_no_video(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

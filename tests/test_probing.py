@@ -1,15 +1,16 @@
-import tempfile
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import tiny
 import torch
 from conftest import beep, write_video
+from tiny import options
+from tiny import places as places  # fixtures
+from tiny import tiny_encoders as tiny_encoders
 
-from avfuse import atomic, probing, registry, sizing
+from avfuse import probing, registry, sizing
 from avfuse.device import choose_device
 from avfuse.networks import Networks
 from avfuse.options import ExtractOptions
@@ -22,15 +23,9 @@ FPS = 25
 
 
 @pytest.fixture(autouse=True)
-def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    for name, row in tiny.ENCODERS.items():
-        monkeypatch.setitem(registry.ENCODERS, name, row)
-    folder = tmp_path / "temporary"
-    folder.mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(folder))
-    monkeypatch.setattr(atomic, "flush", lambda path: None)  # which takes longest
+def few_ways(places: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep maps in few ways, as all of them take a while."""
     monkeypatch.setattr(sizing, "known_ways", lambda: WAYS)
-    return folder
 
 
 def film(path: Path, num_frames: int = 40, has_sound: bool = True) -> Recording:
@@ -38,11 +33,6 @@ def film(path: Path, num_frames: int = 40, has_sound: bool = True) -> Recording:
     sound = beep(0.5, num_frames / FPS) if has_sound else None
     write_video(path, np.arange(num_frames) / FPS, sound_CS=sound)
     return Recording(path.stem, path, "train", path.stem)
-
-
-def options(root: Path, **changes: Any) -> ExtractOptions:
-    names = {"video_encoder": "tiny_video", "audio_encoder": "tiny_audio", "precision": "fp32", "device": "cpu"}
-    return ExtractOptions(root, corpus="folder", **{**names, **changes})
 
 
 def measure(

@@ -16,10 +16,11 @@ import s3
 import tiny
 import zarr
 from s3 import Server
-from test_extract import face_video, files_of, options, write_trace
+from test_extract import face_video, files_of, write_trace
 from test_stores import number_of, write_group
 from test_train import assert_equal_weights
 from test_train import options as train_options
+from tiny import options
 from toy import add_recording, toy_spec
 
 from avfuse import cli, registry

@@ -96,7 +96,7 @@ def test_a_file_is_read_once_until_it_changes(tmp_path: Path, monkeypatch: pytes
     link.symlink_to(video)
     read: list[Path] = []
     sha256 = spec_module._sha256
-    monkeypatch.setattr(spec_module, "_sha256", lambda path: (read.append(path), sha256(path))[1])
+    monkeypatch.setattr(spec_module, "_sha256", lambda path, on_read: (read.append(path), sha256(path, on_read))[1])
     digest = FileDigests()
     expected = hashlib.sha256(b"123").hexdigest()
     assert [digest(video), digest(video), digest(link)] == [expected] * 3

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 from conftest import beep, files_limited, write_video
-from test_extract import CONSTANT, FACE, FPS, cropped_corpus, face_video, maps, options, write_trace
-from test_extract import tiny_encoders as tiny_encoders  # a fixture
+from test_extract import CONSTANT, FACE, FPS, cropped_corpus, face_video, maps, write_trace
 from test_gpu_decoding import is_there, skip_without_cuda
+from tiny import options
+from tiny import tiny_encoders as tiny_encoders  # a fixture
 from toy import left_aside
 
 from avfuse import extract as stage
@@ -156,23 +157,6 @@ def test_a_cache_that_fails_stops_the_worker_and_leaves_nothing_half(
     assert (receipt.outcome, receipt.error) == ("stopped", (28, "No space left on device", "/where/it/is"))
     assert (cache.names(), cache.ledger.failures(), left_aside(cache.path)) == ([], [], [])
     assert worker.process(recordings["a"], nothing).outcome == "extracted"
-
-
-@pytest.mark.parametrize(
-    ("error", "reason"),
-    [
-        (MemoryError("too much"), "out_of_memory"),
-        (OSError(12, "Cannot allocate memory"), "out_of_memory"),
-        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "out_of_memory"),
-        (ZeroDivisionError("by nought"), "unexpected"),
-        (OSError(5, "Input/output error"), None),
-        (UsageError("no such codec"), None),
-    ],
-)
-def test_whose_fault_an_error_is(tmp_path: Path, error: Exception, reason: str | None) -> None:
-    recording = Recording("a", tmp_path / "a.mp4", "train", "s")
-    failure = worker_module.describe_failure(recording, error)
-    assert (failure.reason if failure else None) == reason
 
 
 def test_a_gpu_that_has_failed_is_no_recordings_fault(
@@ -396,10 +380,11 @@ def test_shares_together_are_the_whole(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setenv("SLURM_ARRAY_TASK_MIN", "10")
     monkeypatch.setenv("SLURM_ARRAY_TASK_COUNT", "3")
     last = extract(options(root, cache=tmp_path / "shares"))
+    assert (whole.share, last.share) == ("", "3/3")
     assert sorted([*counts, last.num_extracted]) == [1, 2, 2]
     assert files(Path(last.store)) == files(Path(whole.store))
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "13")
-    with pytest.raises(UsageError, match=r"SLURM_ARRAY_TASK_ID=13 .* name no share .* with --shard I/N"):
+    with pytest.raises(UsageError, match=r"SLURM_ARRAY_TASK_ID=13, .*: nothing tells which share .* with --shard I/N"):
         extract(options(root))
 
 

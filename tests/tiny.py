@@ -1,18 +1,55 @@
 """Encoders that tell what they were given, in place of networks: extraction is then fast and its features readable."""
 
+import tempfile
+from pathlib import Path
 from typing import Any, ClassVar
 
+import pytest
 import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
+from avfuse import atomic, registry
 from avfuse.encoders import Encoder
+from avfuse.options import ExtractOptions
 
 ENCODERS = {
     "tiny_video": "tiny:BrightnessEncoder",
     "tiny_quarters": "tiny:QuarterEncoder",
     "tiny_audio": "tiny:LoudnessEncoder",
 }
+KNOBS = {
+    "corpus": "folder",
+    "video_encoder": "tiny_video",
+    "audio_encoder": "tiny_audio",
+    "video_weights": "none",
+    "audio_weights": "none",
+    "device": "cpu",
+    "precision": "fp32",
+    "engine": "serial",
+}
+
+
+def options(root: Path, **changes: Any) -> ExtractOptions:
+    """Return the options of an extraction with these encoders, into a cache beside the root."""
+    return ExtractOptions(**{"root": root, "cache": root.parent / "cache", **KNOBS, **changes})
+
+
+@pytest.fixture(autouse=True)
+def tiny_encoders(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Register them, in every page that takes this in."""
+    for name, row in ENCODERS.items():
+        monkeypatch.setitem(registry.ENCODERS, name, row)
+
+
+@pytest.fixture
+def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_encoders: None) -> Path:
+    """Return the folder for temporary files, where nothing is flushed, which takes longest."""
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    monkeypatch.setattr(atomic, "flush", lambda path: None)
+    return folder
 
 
 class BrightnessEncoder(Encoder):

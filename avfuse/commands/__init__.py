@@ -24,7 +24,7 @@ from avfuse import registry
 from avfuse.atomic import naming
 from avfuse.knobs import parse_place
 from avfuse.schema import ReportTable, UsageError
-from avfuse.terminal import print_table
+from avfuse.terminal import print_table, say
 
 EXIT_MACHINE, EXIT_USAGE, EXIT_FAILURES, EXIT_PROBLEMS = 1, 2, 3, 4
 
@@ -125,4 +125,4 @@ def write_table(table: ReportTable, format: str | None, out: Path | None) -> Non
     else:
         with naming(out):
             out.write_text(text, encoding="utf-8")
-        click.echo(f"wrote {out}", err=True)
+        say(f"wrote {out}", err=True)

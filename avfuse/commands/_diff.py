@@ -6,7 +6,7 @@ import click
 
 from avfuse.cache_options import CacheDiffOptions
 from avfuse.commands import EXIT_PROBLEMS, json_flag, knobs_of
-from avfuse.terminal import as_text, counted, print_json, print_rows, show_count
+from avfuse.terminal import as_text, counted, print_json, print_rows, say, show_count
 
 MAX_SHOWN = 40
 
@@ -37,7 +37,7 @@ def _print_diff(found: Any) -> None:
         print_rows(("setting", "A", "B"), settings)
     for names, where in ((found.only_first, found.first), (found.only_second, found.second)):
         if names:
-            click.echo(f"only in {where}: {', '.join(names[:MAX_SHOWN])}{' ...' if len(names) > MAX_SHOWN else ''}")
+            say(f"only in {where}: {', '.join(names[:MAX_SHOWN])}{' ...' if len(names) > MAX_SHOWN else ''}")
     differing = [item for item in found.recordings if not item.is_equal]
     rows = [(item.recording, *_near(item, [item]), _also(item)) for item in differing]
     if len(rows) > 1:
@@ -46,10 +46,10 @@ def _print_diff(found: Any) -> None:
         columns = ("recording", "video: difference", "cosine (worst)", "audio: difference", "cosine (worst)", "also")
         print_rows(columns, rows)
     if not found.recordings:
-        click.echo("no recording is in both")
+        say("no recording is in both")
         return
     num_equal = len(found.recordings) - len(differing)
-    click.echo(f"{num_equal} of {counted(len(found.recordings), 'recording')} in both are equal")
+    say(f"{num_equal} of {counted(len(found.recordings), 'recording')} in both are equal")
 
 
 def _near(found: Any, recordings: Any) -> tuple[str, ...]:

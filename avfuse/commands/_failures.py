@@ -9,7 +9,7 @@ import click
 
 from avfuse.cache_options import CacheFailuresOptions
 from avfuse.commands import json_flag, knobs_of
-from avfuse.terminal import counted, print_json, print_rows
+from avfuse.terminal import counted, print_json, print_rows, say
 
 
 @click.command()
@@ -26,11 +26,11 @@ def failures(as_json: bool, **knobs: Any) -> None:
     rows = [(item.recording, item.reason, _share(item.share), item.message) for item in found.failures]
     print_rows(("recording", "reason", "share", "what was found"), rows)
     for reason, count in sorted(Counter(item.reason for item in found.failures).items()):
-        click.echo(f"{reason}: {counted(count, 'recording')}")
+        say(f"{reason}: {counted(count, 'recording')}")
     for item in found.incomplete:
-        click.echo(f"kept: {item.recording}: {item.message}")
+        say(f"kept: {item.recording}: {item.message}")
     if not found.failures and not found.incomplete:
-        click.echo("no failure, and nothing lost")
+        say("no failure, and nothing lost")
 
 
 def _share(share: float | None) -> str:

@@ -10,7 +10,7 @@ import click
 from avfuse.cache_options import CacheCollectOptions
 from avfuse.commands import json_flag, knobs_of
 from avfuse.schema import UsageError
-from avfuse.terminal import counted, print_json, print_rows, show_size
+from avfuse.terminal import counted, print_json, print_rows, say, show_size
 
 
 @click.command()
@@ -34,9 +34,9 @@ def gc(as_json: bool, yes: bool, **knobs: Any) -> None:
     if kinds:
         rows = [(PurePosixPath(item.path).name, kind, show_size(item.num_bytes), item.reason) for item, kind in kinds]
         print_rows(("what", "kind", "size", "why"), rows)
-    click.echo(f"{found.place}: {counted(len(found.found), 'left-over')}, {show_size(found.num_bytes)}")
+    say(f"{found.place}: {counted(len(found.found), 'left-over')}, {show_size(found.num_bytes)}")
     if found.found and (yes or _agrees(len(found.found))):
-        click.echo(f"freed {show_size(remove_leftovers(found.found))}")
+        say(f"freed {show_size(remove_leftovers(found.found))}")
 
 
 def _agrees(count: int) -> bool:

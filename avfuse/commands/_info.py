@@ -6,7 +6,7 @@ import click
 
 from avfuse.cache_options import CacheInfoOptions
 from avfuse.commands import json_flag, knobs_of
-from avfuse.terminal import as_text, counted, print_json, print_rows, show_size
+from avfuse.terminal import as_text, counted, print_json, print_rows, say, show_size
 
 
 @click.command()
@@ -40,9 +40,9 @@ def info(as_json: bool, **knobs: Any) -> None:
     ]
     print_rows(("array", "numbers", "values", "files"), arrays)
     for how, count in found.compression.items():
-        click.echo(f"compression: {how} ({counted(count, 'recording')})")
+        say(f"compression: {how} ({counted(count, 'recording')})")
     for reason, count in found.failures.items():
-        click.echo(f"failed: {reason} ({counted(count, 'recording')})")
+        say(f"failed: {reason} ({counted(count, 'recording')})")
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:

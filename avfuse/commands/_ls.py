@@ -9,7 +9,7 @@ import click
 
 from avfuse.cache_options import CacheListOptions
 from avfuse.commands import json_flag, knobs_of
-from avfuse.terminal import print_json, print_rows, show_size
+from avfuse.terminal import print_json, print_rows, say, show_size
 
 if TYPE_CHECKING:
     from avfuse.inventory import StoreEntry
@@ -42,7 +42,7 @@ def list_(as_json: bool, **knobs: Any) -> None:
     print_rows(columns, rows)
     for store in stores:
         if store.state:
-            click.echo(store.state if _names_itself(store) else f"{store.store}: {store.state}")
+            say(store.state if _names_itself(store) else f"{store.store}: {store.state}")
 
 
 def _shorten(store: StoreEntry) -> str:

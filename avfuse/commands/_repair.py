@@ -6,7 +6,7 @@ import click
 
 from avfuse.cache_options import CacheRepairOptions
 from avfuse.commands import json_flag, knobs_of
-from avfuse.terminal import counted, print_json, print_rows, show_count
+from avfuse.terminal import counted, print_json, print_rows, say, show_count
 
 
 @click.command()
@@ -31,9 +31,9 @@ def repair(as_json: bool, **knobs: Any) -> None:
     anew = [counted(len(summary.recordings), "recording")] if summary.recordings else []
     anew += ["the settings of the store"] if summary.needs_root else []
     if not summary.num_damages:
-        click.echo(f"{summary.store}: all as it was written")
+        say(f"{summary.store}: all as it was written")
     elif anew:
-        click.echo(f"to be made anew: {' and '.join(anew)}; run the same avfuse extract, or cache import, again")
+        say(f"to be made anew: {' and '.join(anew)}; run the same avfuse extract, or cache import, again")
     else:
         done = f"set aside: {len(summary.removals):,}" if summary.removals else "what was found is gone, or replaced"
-        click.echo(f"{summary.store}: {done}; nothing needs to be made anew")
+        say(f"{summary.store}: {done}; nothing needs to be made anew")

@@ -7,7 +7,7 @@ import click
 
 from avfuse.cache_options import CacheShrinkOptions
 from avfuse.commands import json_flag, knobs_of
-from avfuse.terminal import print_json, print_rows, show_count, show_size
+from avfuse.terminal import print_json, print_rows, say, show_count, show_size
 
 
 @click.command()
@@ -45,7 +45,7 @@ def shrink(as_json: bool, **knobs: Any) -> None:
     if summary.store != summary.source:
         gone = " is removed" if summary.is_replaced else " stays"
         kin = "" if summary.fingerprint == summary.source_fingerprint else "; its runs are not runs of the smaller one"
-        click.echo(f"{summary.source}{gone}{kin}")
+        say(f"{summary.source}{gone}{kin}")
 
 
 def _print_costs(costs: Any) -> None:

@@ -6,7 +6,7 @@ import click
 
 from avfuse.cache_options import CacheVerifyOptions
 from avfuse.commands import EXIT_PROBLEMS, json_flag, knobs_of
-from avfuse.terminal import counted, print_json, print_rows, show_count, show_size
+from avfuse.terminal import counted, print_json, print_rows, say, show_count, show_size
 
 
 @click.command()
@@ -29,8 +29,8 @@ def verify(as_json: bool, **knobs: Any) -> None:
         if found.damages:
             rows = [(damage.recording or "-", damage.path or "-", damage.message) for damage in found.damages]
             print_rows(("recording", "where", "what is wrong"), rows)
-            click.echo(found.remedy)
+            say(found.remedy)
         verdict = f"{counted(len(found.damages), 'finding')}, {counted(found.num_damaged, 'recording')} damaged"
-        click.echo(f"{found.store}: {held}{files}: {verdict if found.damages else 'all as it was written'}")
+        say(f"{found.store}: {held}{files}: {verdict if found.damages else 'all as it was written'}")
     if found.damages:
         raise SystemExit(EXIT_PROBLEMS)

@@ -6,7 +6,7 @@ import click
 
 from avfuse.commands import json_flag, knobs_of
 from avfuse.options import DemoOptions
-from avfuse.terminal import print_json, show_count
+from avfuse.terminal import print_json, say, show_count
 
 
 @click.command()
@@ -25,4 +25,4 @@ def demo(as_json: bool, **knobs: Any) -> None:
     if as_json:
         print_json(summary)
     else:
-        click.echo(f"{summary.recordings} recordings ({summary.frames} frames) in {summary.root}")
+        say(f"{summary.recordings} recordings ({summary.frames} frames) in {summary.root}")

@@ -8,7 +8,7 @@ import click
 
 from avfuse.commands import EXIT_FAILURES, json_flag, knobs_of
 from avfuse.options import ExtractOptions
-from avfuse.terminal import counted, print_json, print_rows, show_progress, show_size
+from avfuse.terminal import counted, print_json, print_rows, say, show_progress, show_size
 
 MAX_FAILURES_SHOWN = 20
 
@@ -53,7 +53,9 @@ def _print_extract(summary: Any) -> None:
     views = f", each in {summary.num_views} views" if summary.num_views > 1 else ""
     before = f" ({summary.num_set_aside} before, not tried again)" if summary.num_set_aside else ""
     left = [("not come to", f"{summary.num_left}")] if summary.num_left else []
+    share = [("share", summary.share)] if summary.share else []
     rows = [
+        *share,
         ("recordings", f"{summary.num_recordings}"),
         ("extracted now", f"{summary.num_extracted}"),
         ("there before", f"{summary.num_present}"),
@@ -67,11 +69,11 @@ def _print_extract(summary: Any) -> None:
     ]
     print_rows(("extract", ""), rows)
     for failure in summary.failures[:MAX_FAILURES_SHOWN]:
-        click.echo(f"failed: {failure.recording}: {failure.reason}: {failure.message}")
+        say(f"failed: {failure.recording}: {failure.reason}: {failure.message}")
     if len(summary.failures) > MAX_FAILURES_SHOWN:
-        click.echo(f"and {len(summary.failures) - MAX_FAILURES_SHOWN} more; list them with: avfuse cache failures")
+        say(f"and {len(summary.failures) - MAX_FAILURES_SHOWN} more; list them with: avfuse cache failures")
     if summary.num_set_aside:
-        click.echo("what failed before is tried again when its files change, or with --retry-failed")
+        say("what failed before is tried again when its files change, or with --retry-failed")
 
 
 def _uneven(summary: Any) -> str:
@@ -122,7 +124,7 @@ def _plan(options: ExtractOptions, as_json: bool) -> None:
     if sizes:
         print_rows(("numbers", "maps", "compression", "per clip", "for all of it"), sizes)
     for note in found.notes:
-        click.echo(note)
+        say(note)
 
 
 def _duration(seconds: float) -> str:

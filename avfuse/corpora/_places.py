@@ -8,8 +8,8 @@ from pathlib import Path
 
 from avfuse.corpora._manifest import Entry
 from avfuse.corpora._shares import Shares
-from avfuse.corpora._tree import normal_name
 from avfuse.schema import PARTITIONS, UsageError
+from avfuse.spec import normal_name
 
 log = logging.getLogger(__name__)
 

@@ -16,8 +16,8 @@ import numpy.typing as npt
 
 from avfuse.corpora._text import SEPARATORS, Faults, invalid, read_lines, separator_of, shown
 from avfuse.corpora._traces import Row, add_outside, parse_numbers, split_rows
-from avfuse.corpora._tree import normal_name
 from avfuse.schema import Annotation, Range
+from avfuse.spec import normal_name
 
 log = logging.getLogger(__name__)
 

@@ -13,8 +13,9 @@ from pathlib import Path, PureWindowsPath
 from avfuse.corpora import VIDEO_SUFFIXES
 from avfuse.corpora._text import Faults, invalid, read_lines, separator_of, shown
 from avfuse.corpora._traces import Row, add_wrong_count
-from avfuse.corpora._tree import normal_name, outside
+from avfuse.corpora._tree import outside
 from avfuse.schema import PARTITIONS
+from avfuse.spec import normal_name
 
 IDENTITY = ("subject", "partition")
 

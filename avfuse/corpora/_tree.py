@@ -2,7 +2,6 @@
 
 import logging
 import os
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -10,6 +9,7 @@ from pathlib import Path
 
 from avfuse.corpora import VIDEO_SUFFIXES
 from avfuse.schema import UsageError
+from avfuse.spec import normal_name
 
 log = logging.getLogger(__name__)
 
@@ -97,8 +97,3 @@ def videos_below(root: Path, files: Sequence[Path]) -> dict[str, Path]:
 def name_below(root: Path, path: Path) -> str:
     """Return the path of a file below the root, with '/' and without suffix."""
     return normal_name(path.relative_to(root).with_suffix("").as_posix())
-
-
-def normal_name(text: str) -> str:
-    """Return a file name in the composed Unicode form (NFC), so that it compares equal on every file system."""
-    return unicodedata.normalize("NFC", text)

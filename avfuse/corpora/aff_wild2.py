@@ -11,8 +11,9 @@ import numpy as np
 from avfuse.corpora import VIDEO_SUFFIXES, Corpus
 from avfuse.corpora._text import Faults, read_lines, shown
 from avfuse.corpora._traces import parse_numbers, split_rows
-from avfuse.corpora._tree import is_hidden, normal_name, outside, tree_of
+from avfuse.corpora._tree import is_hidden, outside, tree_of
 from avfuse.schema import SIDES, Annotation, AnnotationError, Recording, UsageError
+from avfuse.spec import normal_name
 
 log = logging.getLogger(__name__)
 

@@ -133,7 +133,8 @@ def dispatch(
 ) -> Generator[Receipt, None, None]:
     """Yield the receipt of every recording, as the engines' contract has it; the crew is closed then, or before.
 
-    Workers of which nothing is heard for `stall_s` while they should be busy are killed; 0 lets them be.
+    Workers of which nothing is heard for `stall_s` while they should be busy are killed; 0 lets them be. Time in which
+    this process does not listen, being suspended or busy with receipts, does not count.
 
     Raises
     ------
@@ -148,7 +149,7 @@ def dispatch(
         while desk.is_open:
             desk.hand_out()
             desk.start_workers()
-            for rank, event in crew.wait(desk.patience_s()):
+            for rank, event in desk.listen():
                 receipts = list(desk.take(rank, event))
                 desk.hand_out()  # before anybody looks at the receipts: workers need not wait for that
                 yield from receipts
@@ -164,13 +165,13 @@ def dispatch(
 class _Hand:
     """A worker, as seen from the desk."""
 
+    heard_s: float  # by the desk's clock
     capacity: int = 0  # 0 until it is made
     held: dict[str, Recording] = field(default_factory=dict)
     is_alone: bool = False  # with a suspect: it is given nothing else meanwhile
-    heard_s: float = field(default_factory=time.monotonic)
 
     def stalls_s(self, stall_s: float) -> float:
-        """Return when it is to be heard of at the latest, by the monotonic clock."""
+        """Return when it is to be heard of at the latest, by the desk's clock."""
         if self.capacity == 0:
             return self.heard_s + max(stall_s, MAKING_S)
         return self.heard_s + stall_s if self.held else math.inf
@@ -190,6 +191,7 @@ class _Desk:
         self._free = list(reversed(range(min(num_workers, len(recordings)))))  # numbers of workers to be
         self._num_unmade: defaultdict[int, int] = defaultdict(int)  # workers in a row that ended before any receipt
         self._was_made = False
+        self._clock_s = 0.0  # the time spent listening
         self.stopped: Receipt | None = None
 
     @property
@@ -202,7 +204,7 @@ class _Desk:
         num_starting = sum(hand.capacity == 0 for hand in self._hands.values())
         for _ in range(min(len(self._free), len(self._waiting) + len(self._suspects) - num_starting)):
             rank = self._free.pop()
-            self._hands[rank] = _Hand()
+            self._hands[rank] = _Hand(self._clock_s)
             self._crew.start(rank)
 
     def hand_out(self) -> None:
@@ -211,7 +213,7 @@ class _Desk:
             while (source := self._source_for(hand)) and self._crew.give(rank, source[0]):
                 recording = source.popleft()
                 if not hand.held:
-                    hand.heard_s = time.monotonic()
+                    hand.heard_s = self._clock_s
                 hand.is_alone = source is self._suspects
                 hand.held[recording.name] = recording
 
@@ -245,7 +247,7 @@ class _Desk:
                 yield from self._note(event.receipt)
             case Gone():
                 yield from self._bury(rank, event)
-        hand.heard_s = time.monotonic()
+        hand.heard_s = self._clock_s
 
     def _note(self, receipt: Receipt) -> Iterator[Receipt]:
         """Yield a receipt, or begin to stop with it: it is the last one then."""
@@ -256,19 +258,29 @@ class _Desk:
             self._waiting.clear()
             self._suspects.clear()
 
-    def patience_s(self) -> float | None:
+    def listen(self) -> Iterator[tuple[int, Event]]:
+        """Yield what has happened, or nothing when it is time to look for workers that have stalled."""
+        patience_s, begun_s = self._patience_s(), time.monotonic()
+        events = self._crew.wait(patience_s)
+        first = next(events, None)
+        if patience_s is not None:
+            self._clock_s += min(patience_s, time.monotonic() - begun_s)
+        if first is not None:
+            yield first
+            yield from events
+
+    def _patience_s(self) -> float | None:
         """Return how long to wait before looking for workers that have stalled."""
         if not self._stall_s or not self._hands:
             return None
         first_s = min(hand.stalls_s(self._stall_s) for hand in self._hands.values())
-        return None if first_s == math.inf else max(0.0, first_s - time.monotonic())
+        return None if first_s == math.inf else max(0.0, first_s - self._clock_s)
 
     def end_stalled(self) -> Iterator[Receipt]:
         """Kill the workers of which nothing has been heard for too long."""
         if not self._stall_s:
             return
-        now_s = time.monotonic()
-        for rank in [rank for rank, hand in self._hands.items() if hand.stalls_s(self._stall_s) <= now_s]:
+        for rank in [rank for rank, hand in self._hands.items() if hand.stalls_s(self._stall_s) <= self._clock_s]:
             self._crew.kill(rank)
             yield from self._bury(rank, Gone(f"gave no sign of life for {self._stall_s:g} s and was killed"))
 

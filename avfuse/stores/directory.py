@@ -126,7 +126,7 @@ class DirectoryStore(Store):
             aside.rename(target)
         except OSError as error:
             if error.errno not in _ALREADY_THERE:
-                raise
+                raise OSError(error.errno or errno.EIO, error.strerror, str(target)) from error
             return False
         atomic.flush(target.parent)
         return True
