@@ -106,6 +106,11 @@ def decode(stream: Any, packet: Any) -> list[Any] | None:
         return None
 
 
+def count_pixels(stream: Any) -> int:
+    """Return the number of pixels of a picture of a video stream, as its header tells."""
+    return int(stream.codec_context.width * stream.codec_context.height)
+
+
 def check_pixels(width_px: int, height_px: int, path: Path) -> None:
     """Refuse a picture of more than `MAX_PIXELS` pixels."""
     if width_px * height_px > MAX_PIXELS:

@@ -30,6 +30,7 @@ from avfuse.schema import SIDES
 
 DETECT_BATCH = 8
 MAX_WAITING = 32  # images held until the next look, whatever the size of the batch; frames between two looks at most
+MAX_WAITING_PX = MAX_WAITING * 1920 * 1080  # of these images, of which there are fewer where they are larger
 MIN_OVERLAP = 0.2  # intersection over union below which a box does not continue the track
 # Of an adaptive detection:
 STEADY = 0.7  # overlap of a face at two looks from which it is interpolated between them
@@ -127,7 +128,8 @@ class FaceTrack:
         for index, image in frames:
             waiting[index] = place(image, self.device)
             num_detected = sum(detected_F[i] for i in waiting)
-            if num_detected == DETECT_BATCH or (len(waiting) >= MAX_WAITING and detected_F[index]):
+            is_enough = len(waiting) >= MAX_WAITING or len(waiting) * image.shape[0] * image.shape[1] > MAX_WAITING_PX
+            if num_detected == DETECT_BATCH or (is_enough and detected_F[index]):
                 yield from self._crop(waiting, detected_F)
                 waiting = {}
         yield from self._crop(waiting, detected_F)

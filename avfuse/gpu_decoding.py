@@ -3,8 +3,9 @@
 The pixels stay on the GPU. Frames are asked for by their numbers, and recognised by their times. What the GPU does not
 decode as it should (a codec that it does not know, a damaged packet, a frame that comes with another's time), the CPU
 decodes, from that frame on to the end of the recording; so what is lost is counted as it always is. Damage that the GPU
-conceals without a word is not counted. Colours are converted by other arithmetic than on the CPU, so that pixels
-differ a little, which is why a cache knows what decoded them.
+conceals without a word is not counted. Where the GPU lacks memory, the recording fails, and can be tried again. Colours
+are converted by other arithmetic than on the CPU, so that pixels differ a little, which is why a cache knows what
+decoded them.
 
 torchcodec is loaded when it is needed. It reads a file that `avfuse.media` has probed and found within its limits.
 """
@@ -26,7 +27,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from avfuse.container import open_file, video_stream
+from avfuse.batching import is_out_of_memory
+from avfuse.container import count_pixels, open_file, video_stream
 from avfuse.media import Frame, Losses, Reading, side_by_side
 from avfuse.schema import UsageError
 from avfuse.sound import NO_MORE, Sound
@@ -87,6 +89,11 @@ class GpuReading:
     ------
     RecordingError
         As `media.Reading`.
+
+    Attributes
+    ----------
+    num_pixels : int
+        Of a picture, as the header tells.
     """
 
     def __init__(
@@ -102,7 +109,8 @@ class GpuReading:
         self._missing_F = wanted_F.copy()
         self._seen = Losses(num_video_packets=int(wanted_F.sum()))  # a frame that is wanted stands for a packet
         with open_file(path) as container:
-            self._stream_index = int(video_stream(container, path).index)
+            stream = video_stream(container, path)
+            self._stream_index, self.num_pixels = int(stream.index), count_pixels(stream)
         self._sound = Reading(path, timeline, wanted_F, picture=False) if sound else None
 
     def __enter__(self) -> GpuReading:
@@ -141,6 +149,8 @@ class GpuReading:
         try:
             yield from self._decoded()
         except _FAULTS as error:
+            if is_out_of_memory(error):  # which may pass, and then the GPU would decode what the CPU has
+                raise
             first = int(np.argmax(self._missing_F))
             told = "%s: from frame %d on pictures are decoded on the CPU, as the GPU does not: %s"
             log.warning(told, self._path, first, _first_line(error))

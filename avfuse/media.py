@@ -24,7 +24,16 @@ import numpy as np
 import numpy.typing as npt
 from av.video.reformatter import VideoReformatter
 
-from avfuse.container import Packets, audio_stream, check_pixels, check_sound, decode, open_file, video_stream
+from avfuse.container import (
+    Packets,
+    audio_stream,
+    check_pixels,
+    check_sound,
+    count_pixels,
+    decode,
+    open_file,
+    video_stream,
+)
 from avfuse.schema import MAX_ROW_DIFFERENCE, RecordingError
 from avfuse.sound import NO_MORE, Resampler, Sound
 from avfuse.survey import Survey
@@ -179,6 +188,11 @@ class Reading:
         On opening with reason ``missing_file``, ``unreadable``, ``over_limit``, ``no_video_stream`` or
         ``no_audio_stream``; at the end of the iteration with reason ``unreadable`` or ``no_audio_stream``, when no
         frame at all or no sample of the sound could be decoded.
+
+    Attributes
+    ----------
+    num_pixels : int
+        Of a picture, as the header tells; 0 without one.
     """
 
     def __init__(
@@ -203,6 +217,7 @@ class Reading:
         except BaseException:
             self.close()
             raise
+        self.num_pixels = count_pixels(self._picture.stream) if self._picture else 0
 
     def __enter__(self) -> Reading:
         return self

@@ -43,6 +43,7 @@ from avfuse.writer import RecordingWriter
 log = logging.getLogger(__name__)
 
 DECODED_AHEAD = 8  # frames, or pieces of sound, between the decoder and the detector
+DECODED_AHEAD_PX = DECODED_AHEAD * 1920 * 1080  # of these frames, of which there are fewer where they are larger
 BATCHES_AHEAD = 1  # of one recording, between the detector and the writer, beside one for each thread that encodes
 CLIPS_AT_ONCE = 8  # that a recording hands in, for batches of any size
 SIDE_BY_SIDE_CPU, SIDE_BY_SIDE_GPU = 2, 16
@@ -212,7 +213,8 @@ class _Extraction:
         with ExitStack() as stack:
             reading = footage.open_reading(recording, timeline, grid, faces, options, self._lacking)
             stack.callback(reading.close)
-            ahead = stack.enter_context(Ahead(reading, DECODED_AHEAD, f"decode {recording.name}"))
+            num_ahead = max(1, min(DECODED_AHEAD, DECODED_AHEAD_PX // max(1, reading.num_pixels)))
+            ahead = stack.enter_context(Ahead(reading, num_ahead, f"decode {recording.name}"))
             writer = stack.enter_context(RecordingWriter(self._cache, recording.name, self._source))
             user = stack.enter_context(self._batcher.user())
             writer.begin(grid.num_clips)

@@ -357,3 +357,19 @@ def test_a_reader_that_leaves_is_no_error(tmp_path: Path) -> None:
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
     assert done.stdout.startswith("Usage")
     assert done.stderr == ""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_that_comes_early_has_its_code_and_no_traceback(number: signal.Signals) -> None:
+    program = f"""
+import os, sys
+class Interrupts:
+    def find_spec(self, name, *_):
+        if name == "avfuse.cli":
+            os.kill(os.getpid(), {number:d})
+sys.meta_path.insert(0, Interrupts())
+from avfuse.__main__ import main
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (128 + number, "", "")

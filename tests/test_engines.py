@@ -431,3 +431,47 @@ def test_cores_are_those_of_the_job(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert engines.num_cores() == count
     monkeypatch.setattr(engines, "_CPU_SHARE", tmp_path / "none")
     assert engines.num_cores() == 8
+
+
+class Deaf(Crew):
+    """One worker that says nothing behind what it is given; the clock moves when it is waited for, or is told to."""
+
+    def __init__(self, late_s: list[float]) -> None:
+        self.now_s, self.late_s, self.killed_s, self.waited_s = 0.0, late_s, list[float](), 0.0
+        self._news: deque[Event] = deque()
+
+    def start(self, rank: int) -> None:
+        self._news.append(Made(2))
+
+    def give(self, rank: int, recording: Recording) -> bool:
+        if "good" in recording.name:
+            self._news.append(Done(Receipt(recording.name, "extracted")))
+        return True
+
+    def wait(self, timeout_s: float | None) -> Iterator[tuple[int, Event]]:
+        if self._news:
+            yield 0, self._news.popleft()
+            return
+        assert timeout_s is not None
+        self.waited_s += timeout_s
+        self.now_s += timeout_s + (self.late_s.pop(0) if self.late_s else 0.0)
+
+    def kill(self, rank: int) -> None:
+        self.killed_s.append(self.waited_s)
+
+    def close(self, *, in_order: bool) -> None:
+        pass
+
+
+@pytest.mark.parametrize("is_suspended", [False, True])
+def test_time_in_which_nobody_listens_is_no_workers_silence(
+    monkeypatch: pytest.MonkeyPatch, is_suspended: bool
+) -> None:
+    crew = Deaf([1e6] if is_suspended else [])
+    monkeypatch.setattr("avfuse.engines._dispatch.time.monotonic", lambda: crew.now_s)
+    receipts = []
+    for receipt in dispatch(crew, recordings("good", "mute"), 1, lambda *_: None, stall_s=100.0):
+        receipts.append(receipt)
+        crew.now_s += 500.0  # spent with the receipt
+    assert [receipt.recording for receipt in receipts] == ["00-good", "01-mute"]
+    assert crew.killed_s == [100.0, 200.0, 300.0]

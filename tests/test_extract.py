@@ -1,8 +1,11 @@
 import dataclasses
 import logging
+import os
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,11 +23,13 @@ from toy import left_aside
 from avfuse import media, networks, views
 from avfuse import spec as spec_module
 from avfuse.cache import FeatureCache
+from avfuse.corpora.folder import FolderCorpus
+from avfuse.engines.serial import SerialEngine
 from avfuse.extract import ExtractProgress, ExtractSummary, extract
 from avfuse.faces import FaceDetector
 from avfuse.options import ExtractOptions
-from avfuse.schema import UsageError
-from avfuse.spec import CacheSpec
+from avfuse.schema import Failure, Receipt, UsageError
+from avfuse.spec import CacheSpec, Source
 from avfuse.views import Jitter
 
 FPS = 25
@@ -740,3 +745,63 @@ def test_a_compression_that_is_not_installed_is_refused(tmp_path: Path, monkeypa
         extract(options(tmp_path / "nowhere", compress="pcodec"))
     with pytest.raises(UsageError, match="pcodec compresses float16, not uint8"):
         extract(options(tmp_path / "nowhere", compress="pcodec", dtype="uint8"))
+
+
+def test_failures_of_what_left_the_corpus_are_forgotten(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    face_video(root / "good.mp4", CONSTANT)
+    for name in ("bad", "worse"):
+        (root / f"{name}.mp4").write_text("not a video")
+    store = FeatureCache.open(extract(options(root)).store)
+    assert [failure.recording for failure in store.ledger.failures()] == ["bad", "worse"]
+    (root / "bad.mp4").unlink()
+    summary = extract(options(root, shard="1/2"))
+    assert [failure.recording for failure in store.ledger.failures()] == ["worse"]
+    assert summary.share == "1/2"
+
+
+def test_names_that_are_no_unicode_or_hold_control_characters(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    for name in (b"caf\xe9", b"a\nb\x1b[31m"):
+        video = face_video(root / "video.mp4", CONSTANT)
+        os.rename(os.fsencode(video), os.fsencode(root) + b"/" + name + b".mp4")
+    summary = extract(options(root))
+    assert (summary.failures, summary.num_extracted) == ((), 2)
+    found = FeatureCache.open(summary.store).recordings()
+    assert [item.name for item in found] == ["a\nb\x1b[31m", r"caf\xe9"]
+    assert found[1].source.file == r"caf\xe9.mp4"
+    assert extract(options(root)).num_present == 2
+
+
+def test_what_killed_its_workers_does_not_hold_up_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = tmp_path / "root"
+    face_video(root / "a.mp4", CONSTANT)
+    face_video(root / "b.mp4", CONSTANT)
+    killed = Failure("a", "worker_died", "it died")
+
+    class Deadly(SerialEngine):
+        """Takes the worker of one recording for dead."""
+
+        def run(self, job: Any, recordings: Any, num_workers: int, on_progress: Any) -> Any:
+            yield Receipt("a", "failed", failure=killed, is_recorded=False)
+            yield from super().run(job, recordings[1:], num_workers, on_progress)
+
+    monkeypatch.setattr("avfuse.preparation._make_engine", lambda options: Deadly())
+    store = FeatureCache.open(extract(options(root)).store)
+    assert store.ledger.find("a", store_source(root, "a")) == killed
+    over, of = threading.Event(), Source.of
+    monkeypatch.setattr("avfuse.extract.SOURCE_S", 0.05)
+    monkeypatch.setattr(Source, "of", lambda *rest, **more: (over.wait(60), of(*rest, **more))[1])
+    try:
+        monkeypatch.setattr("avfuse.worker.Source", SimpleNamespace(of=of))
+        assert extract(options(root)).num_present == 1
+    finally:
+        over.set()
+    assert store.ledger.failures() == [killed]
+    assert store.ledger.find("a", store_source(root, "a")) is None  # so it is tried again
+
+
+def store_source(root: Path, name: str) -> Source:
+    """Return what a recording of a folder is made from."""
+    (recording,) = (item for item in FolderCorpus(root).recordings() if item.name == name)
+    return Source.of(recording, root)

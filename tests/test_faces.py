@@ -1,6 +1,7 @@
 """One face is followed, as well near its last place as in whole pictures, and never made up where there is none."""
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -189,6 +190,19 @@ def test_frames_wait_for_one_batch_at_most(detection: str) -> None:
     for index, _ in crops:
         assert len(taken) - index <= faces.DETECT_BATCH * 4
     assert taken == list(range(1000))
+
+
+@pytest.mark.parametrize("detection", ["every", "adaptive"])
+def test_of_large_frames_fewer_wait(detection: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    listed = {i: [face_at(20 + i)] for i in range(40)}
+    reference, reference_crops, _ = follow(listed, 40, detect_every=3, detection=detection)
+    num_pixels = math.prod(picture_of(0).shape[:2])
+    monkeypatch.setattr(faces, "MAX_WAITING_PX", 4 * num_pixels)
+    track, crops, detector = follow(listed, 40, detect_every=3, detection=detection)
+    np.testing.assert_array_equal(track.found_F, reference.found_F)
+    assert all(np.abs(crops[i].astype(int) - reference_crops[i]).max() <= 1 for i in range(40))
+    if detection == "every":
+        assert max(map(len, detector.batches)) == 3  # of the frames up to the first look behind the fourth: 0, 2, 5
 
 
 # Two people

@@ -248,9 +248,10 @@ def test_what_the_gpu_does_not_decode_the_cpu_does(
     assert told in caplog.text
 
 
-def test_other_errors_are_not_hidden(tmp_path: Path, stand_in: Any) -> None:
-    stand_in(Decoder(fails_at=3, error=MemoryError))
-    with pytest.raises(MemoryError, match="a broken packet"):
+@pytest.mark.parametrize("error", [MemoryError, torch.OutOfMemoryError])
+def test_other_errors_are_not_hidden(tmp_path: Path, stand_in: Any, error: type[Exception]) -> None:
+    stand_in(Decoder(fails_at=3, error=error))
+    with pytest.raises(error, match="a broken packet"):
         read(film(tmp_path / "a.mp4"))
 
 

@@ -9,7 +9,17 @@ from test_cache import spec
 
 from avfuse import spec as spec_module
 from avfuse.schema import Recording, RecordingError
-from avfuse.spec import CacheSpec, FileDigests, Source, differences, folder_name, list_crops, tell_differences
+from avfuse.spec import (
+    MAX_FILE_BYTES,
+    CacheSpec,
+    FileDigests,
+    Source,
+    differences,
+    folder_name,
+    list_crops,
+    normal_name,
+    tell_differences,
+)
 
 
 def test_fingerprint_follows_every_field() -> None:
@@ -170,3 +180,33 @@ def test_a_source_follows_its_aligned_images(tmp_path: Path) -> None:
     seen.append(Source.of(recording, tmp_path, with_crops=True))
     assert len({source.crops_sha256 for source in seen}) == 4
     assert len({dataclasses.replace(source, crops_sha256=None) for source in seen}) == 1
+
+
+def test_a_file_too_long_to_be_read_is_over_the_limit(tmp_path: Path) -> None:
+    video = tmp_path / "v.mp4"
+    with video.open("wb") as file:
+        file.truncate(MAX_FILE_BYTES + 1)  # a hole, which takes no room
+    recording = Recording("v", video, "train", "v")
+    with pytest.raises(RecordingError, match=r"v\.mp4 cannot be read \(it has 128 GiB, 128 are allowed\)") as caught:
+        Source.of(recording, tmp_path)
+    assert caught.value.reason == "over_limit"
+    with pytest.raises(OSError, match="128 are allowed"):
+        FileDigests()(video)
+
+
+def test_who_waits_for_a_file_is_told_that_it_is_being_read(tmp_path: Path) -> None:
+    video, annotation = tmp_path / "v.mp4", tmp_path / "v.csv"
+    video.write_bytes(b"0" * (2 * spec_module._READ_BYTES + 1))
+    annotation.write_bytes(b"1")
+    told: list[None] = []
+    recording = Recording("v", video, "train", "v", annotation)
+    source = Source.of(recording, tmp_path, on_read=lambda: told.append(None))
+    assert len(told) == 3 + 1
+    assert source.sha256 == hashlib.sha256(video.read_bytes()).hexdigest()
+
+
+def test_a_name_that_is_no_unicode_is_written_out() -> None:
+    name = os.fsdecode(b"caf\xe9/t\xff")
+    assert normal_name(name) == r"caf\xe9/t\xff"
+    assert normal_name("cafe\u0301") == "caf\u00e9"
+    assert folder_name(normal_name(name)) == "caf%5Cxe9%2Ft%5Cxff"

@@ -1,6 +1,7 @@
 """Every store says the same of the same cache, and none shows half of what is put into it."""
 
 import errno
+import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +19,7 @@ from avfuse.cached import group_of
 from avfuse.hdf5 import export_cache
 from avfuse.ledger import FAILURES
 from avfuse.schema import Failure, UsageError
-from avfuse.sealed import read_attributes, seal
+from avfuse.sealed import read_attributes, read_sealed, seal
 from avfuse.spec import folder_name
 from avfuse.stores import METADATA, Store, quote
 from avfuse.stores.directory import DirectoryStore
@@ -260,3 +261,15 @@ def test_a_folder_that_may_not_be_read_is_no_empty_one(tmp_path: Path, monkeypat
     for kind in (DirectoryStore, HDF5Store):
         with pytest.raises(PermissionError):
             kind.find(tmp_path)
+
+
+def test_what_cannot_be_put_is_named_by_where_it_belongs(tmp_path: Path) -> None:
+    store, group = FeatureCache.create(tmp_path / "home", toy_spec(), {}).store, group_of("new")
+    shutil.rmtree(Path(store.location) / RECORDINGS)
+    for put in (store.put, store.replace):
+        with pytest.raises(FileNotFoundError) as caught:
+            put(write_group(store, 1), group)
+        assert caught.value.filename == str(Path(store.location) / group)
+    FeatureCache.create(tmp_path / "home", toy_spec(), {})  # makes it again
+    assert store.put(write_group(store, 1), group)
+    assert read_sealed(store.metadata(RECORDINGS)) == {}

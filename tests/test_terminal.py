@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 import pytest
+from conftest import logging_and_signals_kept
 
 from avfuse import terminal
 from avfuse.schema import ReportTable
@@ -78,3 +79,34 @@ def test_counts_are_shown_first_and_last(capsys: pytest.CaptureFixture[str]) -> 
 def test_words_of_counts_and_settings() -> None:
     assert [terminal.counted(number, "clip") for number in (0, 1, 1200)] == ["0 clips", "1 clip", "1,200 clips"]
     assert [terminal.as_text(value) for value in (None, [1, 2], [[1, 2], 3], 0.5)] == ["-", "1, 2", "[1, 2], 3", "0.5"]
+
+
+def test_what_would_move_the_cursor_or_cannot_be_written_is_written_out(capsys: pytest.CaptureFixture[str]) -> None:
+    name = "red\x1b[31m\nb\udce9\u202ed é 日"
+    shown = r"red\x1b[31m\nb\udce9\u202ed é 日"
+    assert terminal.as_line(name) == shown
+    terminal.say(name)
+    terminal.print_rows(("recording", "reason"), [(name, name)])
+    out = capsys.readouterr().out
+    assert out.count(shown) == 3
+    assert "\x1b" not in out
+
+
+def test_log_lines_keep_their_ends_and_lose_what_would_move_the_cursor(capsys: pytest.CaptureFixture[str]) -> None:
+    with logging_and_signals_kept():
+        terminal.set_up_logging(verbose=False, quiet=False)
+        logging.getLogger("avfuse").warning("%s\n%d %%", "a\x1b[2J\rb", 5)
+    assert capsys.readouterr().err.splitlines()[0].endswith(r"WARNING a\x1b[2J\rb")
+
+
+def test_a_long_first_column_leaves_room_for_the_others(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    for length, num_lines in ((30, 1), (200, 4)):
+        terminal.print_rows(("recording", "reason", "what was found"), [("n" * length, "no_face", "0 of 9 frames")])
+        lines = [line for line in capsys.readouterr().out.splitlines() if "n" in line and "recording" not in line]
+        assert len(lines) >= num_lines
+        assert all(len(line) <= 80 for line in lines)
+        assert "no_face" in lines[0]
+        assert "".join(lines).count("n") >= length

@@ -1,4 +1,5 @@
 import dataclasses
+import errno
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -23,12 +24,14 @@ from avfuse.cache import FeatureCache
 from avfuse.dataset import WindowedPartition
 from avfuse.engines import Worker
 from avfuse.extract import extract
+from avfuse.media import Reading
 from avfuse.moments import feature_moments
 from avfuse.options import ExtractOptions
 from avfuse.preparation import prepare
 from avfuse.schema import Receipt, Recording, UsageError
 from avfuse.synthesis import Script, render_frames, smooth_trace
 
+ALLOW_MORE_FILES = "allow more with ulimit -n, or take fewer --num-workers"
 Process = Callable[[Recording], Receipt]
 
 
@@ -417,3 +420,75 @@ def test_every_bad_file_has_its_reason_and_every_good_one_is_there(tmp_path: Pat
     assert len(summary.failures) >= 34
     held = FeatureCache.open(summary.store).names()
     assert held == sorted(name for name, reason in recordings.items() if reason is None)
+
+
+# What may pass, and what takes a while
+
+
+def test_what_may_pass_is_tried_again_and_what_is_damaged_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "root"
+    face_video(root / "a.mp4", CONSTANT)
+    (root / "b.mp4").write_text("not a video")
+    real = Reading._read
+
+    def break_off(self: Any, container: Any, parts: Any) -> Iterator[Any]:
+        yield from real(self, container, parts)
+        self._break_offs.append("it did not answer")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Reading, "_read", break_off)
+        first = extract(options(root))
+    assert [failure.reason for failure in first.failures] == ["truncated", "unreadable"]
+    again = extract(options(root))
+    assert (again.num_extracted, again.num_set_aside) == (1, 1)
+    assert [failure.recording for failure in again.failures] == ["b"]
+
+
+def test_a_machine_that_opens_no_more_files_blames_no_recording(
+    tmp_path: Path, opened: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    face_video(tmp_path / "root" / "a.mp4", CONSTANT)
+    worker, cache, recordings = opened(options(tmp_path / "root"))
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), "file:a.mp4")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("avfuse.container.av.open", refuse)
+        receipt = worker.process(recordings["a"], nothing)
+    assert receipt.outcome == "stopped"
+    assert receipt.error[:2] == (errno.EMFILE, f"{os.strerror(errno.EMFILE)}; {ALLOW_MORE_FILES}")
+    assert cache.ledger.failures() == []
+    assert worker.process(recordings["a"], nothing).outcome == "extracted"
+
+
+def test_reading_and_probing_are_signs_of_life(tmp_path: Path, opened: Any) -> None:
+    face_video(tmp_path / "root" / "a.mp4", CONSTANT)
+    worker, _, recordings = opened(options(tmp_path / "root"))
+    told: list[tuple[int, int]] = []
+    worker.process(recordings["a"], lambda done, total: told.append((done, total)))
+    num_before = told.index((7, 7))
+    assert set(told[:num_before]) == {(0, 1)}
+    assert num_before > len(CONSTANT)  # of every packet
+
+
+def test_of_large_pictures_fewer_are_decoded_ahead(
+    tmp_path: Path, opened: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    face_video(tmp_path / "root" / "a.mp4", CONSTANT)
+    limits: list[int] = []
+    ahead = worker_module.Ahead
+
+    def noted(items: Any, limit: int, name: str) -> Any:
+        limits.append(limit)
+        return ahead(items, limit, name)
+
+    monkeypatch.setattr(worker_module, "Ahead", noted)
+    worker, cache, recordings = opened(options(tmp_path / "root"))
+    for num_pixels in (worker_module.DECODED_AHEAD_PX, 3 * FACE.shape[0] * FACE.shape[1], 5):
+        monkeypatch.setattr(worker_module, "DECODED_AHEAD_PX", num_pixels)
+        assert worker.process(recordings["a"], nothing).outcome == "extracted"
+        cache.remove("a")
+    assert limits == [worker_module.DECODED_AHEAD, 3, 1]
