@@ -11,7 +11,8 @@ import os
 import signal
 import sys
 import types
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import NoReturn
 
 import click
@@ -64,10 +65,9 @@ for command in (demo, audit, extract, cache, fuse_train, predict, report, checkp
 
 def main() -> NoReturn:
     """Run the command line and leave with its exit code."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _leave)
     try:
-        cli.main(standalone_mode=False)
+        with _stoppable():
+            cli.main(standalone_mode=False)
         sys.exit(0)
     except click.exceptions.NoArgsIsHelpError as error:
         error.show()
@@ -104,9 +104,24 @@ def _tell_kept(words: Sequence[str]) -> str:
     return "; what was finished is kept, and the same command goes on from there"
 
 
-def _leave(number: int, frame: types.FrameType | None) -> NoReturn:
-    signal.signal(number, signal.SIG_IGN)
-    raise SystemExit(128 + number)
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """Let signals end what is done, with their exit code, whatever libraries make of it on the way."""
+    came: list[int] = []
+
+    def leave(number: int, frame: types.FrameType | None) -> NoReturn:
+        signal.signal(number, signal.SIG_IGN)
+        came.append(number)
+        raise SystemExit(128 + number)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, leave)
+    try:
+        yield
+    except BaseException as error:
+        if not came:
+            raise
+        raise SystemExit(128 + came[0]) from error
 
 
 def _say_error(message: str) -> None:

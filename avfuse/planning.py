@@ -134,13 +134,16 @@ def plan(
     extent = measure_extent(waiting, options, on_progress)
     trials, told = _try(ready, extent, probe_s, on_progress)
     notes += [*extent.notes, *told]
+    if trials and not ready.engine.is_here:
+        where = f"on this machine ({ready.networks.device}), not where the workers are ({ready.device})"
+        notes.append(f"Engine '{options.engine}' has workers elsewhere: time and bytes were measured {where}.")
     if not ready.num_workers:
         told_of = "takes as many workers as it finds room for; the time is that of this machine alone"
         notes.append(f"Engine '{options.engine}' {told_of}.")
     costs = {stage: _cost(trials, stage) for stage in STAGES} if trials else {}
     return ExtractPlan(
         store=store.location,
-        device=str(ready.networks.device),
+        device=ready.device,
         precision=ready.options.precision,
         num_workers=ready.num_workers,
         num_recordings=len(ready.share),
@@ -186,7 +189,7 @@ def _try(
         notes.append(f"Of files larger than {MAX_TRIED_BYTES / 1e9:.1f} GB {which} is measured.")
     chosen: list[Header] = _spread(small or extent.headers[:1])
     recordings = [(header.recording, header.lacking) for header in chosen]
-    trials, failures = try_stages(ready.options, ready.corpus, ready.networks, recordings, probe_s, on_progress)
+    trials, failures = try_stages(ready.trial_options, ready.corpus, ready.networks, recordings, probe_s, on_progress)
     if failures:
         notes.append(f"Recordings that were to be measured cannot be used: {tell_reasons(failures)}.")
     if not trials:
@@ -252,7 +255,7 @@ def _total_s(costs: dict[str, _Cost], ready: Preparation, extent: Extent) -> flo
     if device.type == "cuda":
         on_gpu = {PICTURE, SOUND} if ready.networks.detector is None else {FACES, PICTURE, SOUND}
     num_gpus = torch.cuda.device_count() if device.type == "cuda" and device.index is None else 1
-    apart = {DECODE} if ready.options.decode == "gpu" else set[str]()  # which a GPU does beside its computing
+    apart = {DECODE} if ready.trial_options.decode == "gpu" else set[str]()  # which a GPU does beside its computing
     gpu_s = max(sum(cost.wall_s for stage, cost in costs.items() if stage in part) for part in (on_gpu, apart))
     cpu_s = sum(cost.cpu_s for stage, cost in costs.items() if stage not in on_gpu | apart)
     return extent.num_clips * max(gpu_s / min(num_gpus, num_workers or num_gpus), cpu_s / count)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -32,7 +33,7 @@ class Preparation:
     Attributes
     ----------
     options : ExtractOptions
-        With the precision that was chosen.
+        With the precision that was chosen where the workers are.
     corpus : Corpus
     recordings, share : list of Recording
         All of the corpus, and those that this job deals with.
@@ -40,8 +41,14 @@ class Preparation:
         Which of several jobs this is, as ``2/3``; empty where it is the only one.
     digest : FileDigests
     networks : Networks
-        Not placed yet.
+        Made here, and not placed yet; their device is the workers' one if that is here, too, and the CPU if not.
+    trial_options : ExtractOptions
+        Those for a trial of these networks here; what the workers' device does in its way (precision, decoding) may
+        differ.
     spec : CacheSpec
+        Of what the workers make.
+    device : str
+        Where they compute.
     engine : Engine
     num_workers : int
         0 where only the engine knows.
@@ -54,13 +61,16 @@ class Preparation:
     shard: str
     digest: FileDigests
     networks: Networks
+    trial_options: ExtractOptions
     spec: CacheSpec
+    device: str
     engine: Engine
     num_workers: int
 
     def job(self, store: Path | str) -> ExtractJob:
         """Return what makes the workers that write to a store."""
-        num_threads = None if self.num_workers < 2 else max(1, num_cores() // self.num_workers)
+        are_neighbours = self.engine.is_here and self.num_workers > 1
+        num_threads = max(1, num_cores() // self.num_workers) if are_neighbours else None
         return ExtractJob(self.options, self.corpus, store, dict(registry.ENCODERS), num_threads)
 
 
@@ -77,23 +87,63 @@ def prepare(options: ExtractOptions) -> Preparation:
     corpus, recordings = _open_corpus(options)
     digest = FileDigests()
     partitions.refuse_leaks(partitions.find_leaks(recordings, digest), options.allow_leaks)
-    device = choose_device(options.device)
-    networks = Networks.make(options, device)
-    chosen = replace(options, precision=choose_precision(options.precision, device))
+    named = replace(options, dataset=options.dataset or options.root.resolve().name)  # a folder here, whatever is there
+    question = _Question(named, corpus, dict(registry.ENCODERS))
+    # Without a GPU here, workers that are here have nothing that this process has not.
+    told = question() if engine.is_here and not torch.cuda.is_available() else engine.ask(question)
+    networks, trial_options = question.on_trial(told)
     index, count = parse_shard(options.shard) if options.shard is not None else _slurm_share()
     share = _choose_share(recordings, index, count)
     return Preparation(
-        options=chosen,
+        options=replace(options, precision=told.spec.precision),
         corpus=corpus,
         recordings=recordings,
         share=share,
         shard=f"{index + 1}/{count}" if count > 1 else "",
         digest=digest,
         networks=networks,
-        spec=networks.describe(chosen, corpus),
+        trial_options=trial_options,
+        spec=told.spec,
+        device=told.device,
         engine=engine,
-        num_workers=_count_workers(options, engine, device, len(share)),
+        num_workers=_count_workers(options, engine, torch.device(told.device), len(share)),
     )
+
+
+@dataclass(frozen=True)
+class _Told:
+    """What a worker's place says: the spec of what is made there, and its device."""
+
+    spec: CacheSpec
+    device: str
+
+
+@dataclass
+class _Question:
+    """What is asked where workers are to be: what features they would make."""
+
+    options: ExtractOptions
+    corpus: Corpus
+    encoders: Mapping[str, str]
+    _made: Networks | None = None  # when it was answered in this process
+
+    def __call__(self) -> _Told:
+        """Make the networks, on the device that the options name, and describe them."""
+        registry.ENCODERS.update(self.encoders)
+        device = choose_device(self.options.device)
+        self._made = Networks.make(self.options, device)
+        chosen = replace(self.options, precision=choose_precision(self.options.precision, device))
+        return _Told(self._made.describe(chosen, self.corpus), str(device))
+
+    def on_trial(self, told: _Told) -> tuple[Networks, ExtractOptions]:
+        """Return networks that are here, and options with which they can be tried, whatever is elsewhere."""
+        if self._made is not None:
+            return self._made, replace(self.options, precision=told.spec.precision)
+        on_gpu = told.device.startswith("cuda") and torch.cuda.is_available()
+        device = torch.device("cuda" if on_gpu else "cpu")
+        precision = choose_precision(self.options.precision, device)
+        options = replace(self.options, precision=precision, decode=self.options.decode if on_gpu else "cpu")
+        return Networks.make(options, device), options
 
 
 def refuse_strangers(cache: FeatureCache, recordings: list[Recording]) -> None:

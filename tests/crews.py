@@ -7,14 +7,15 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Generator
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from avfuse import registry
-from avfuse.engines import Worker
+from avfuse.engines import Engine, Worker
 from avfuse.schema import Failure, Receipt, Recording, UsageError
 
 FOREVER_S = 120.0  # so long that a test which waits for it fails
@@ -88,6 +89,24 @@ class ToyWorker(Worker):
         while not all((self.folder / mark).exists() for mark in marks):
             assert time.monotonic() < end_s, f"waited in vain for {marks}"
             time.sleep(0.005)
+
+
+class GpuEngine(Engine):
+    """Has its workers where there is a GPU, and says so; none is ever made."""
+
+    def __init__(self, is_here: bool = False) -> None:
+        self.is_here = is_here
+
+    def ask(self, function: Callable[[], Any]) -> Any:
+        """Answer as on a CPU, and change it into what would be answered on a GPU."""
+        question: Any = function
+        there = replace(question, options=replace(question.options, device="cpu", decode="cpu"))()
+        libraries = {**there.spec.libraries, "device": "cuda", "batch_size": "64"}
+        return replace(there, device="cuda:1", spec=replace(there.spec, precision="bf16", libraries=libraries))
+
+    def run(self, *_: object) -> Generator[Receipt, None, None]:
+        """Do nothing."""
+        yield from ()
 
 
 Fate = Callable[[ToyWorker, Recording, int, Callable[[int, int], None]], Receipt | None]

@@ -1,6 +1,8 @@
+import contextlib
 import dataclasses
 import errno
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -30,6 +32,7 @@ from avfuse.options import (
     ReportOptions,
     TrainOptions,
 )
+from avfuse.schema import UsageError
 
 Run = Callable[..., tuple[int, str, str]]
 TINY = (
@@ -329,14 +332,34 @@ def _raising(error: BaseException) -> Callable[..., None]:
     return fail
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_the_run_and_keeps_what_is_finished(tmp_path: Path, number: signal.Signals) -> None:
+@pytest.mark.parametrize("error", [SystemExit(1), UsageError("no cluster"), RuntimeError("lost")], ids=repr)
+def test_what_a_library_makes_of_a_signal_is_still_the_signal(
+    run: Run, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    def fail(**_: Any) -> None:
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except SystemExit:
+            raise error from None
+
+    monkeypatch.setattr(cli, "main", fail)
+    assert run("audit", "demo") == (143, "", "stopped\n")
+
+
+@pytest.mark.parametrize(
+    ("engine", "number"), [("local", signal.SIGINT), ("local", signal.SIGTERM), ("ray", signal.SIGTERM)]
+)
+def test_a_signal_ends_the_run_and_keeps_what_is_finished(tmp_path: Path, engine: str, number: signal.Signals) -> None:
+    if engine == "ray":
+        pytest.importorskip("ray", reason="ray is not installed")
     root = tmp_path / "root"
     face_video(root / "a.mp4", np.arange(8) / FPS)
     face_video(root / "b.mp4", np.arange(600) / FPS)
     command = [sys.executable, "-m", "avfuse", "extract", root, "--corpus", "folder", "--cache", tmp_path / "cache"]
-    weights = ["--video-weights", "random:0", "--audio-weights", "random:0"]
-    with subprocess.Popen([*command, *weights], stderr=subprocess.PIPE, text=True) as process:
+    more = ["--video-weights", "random:0", "--audio-weights", "random:0", "--engine", engine]
+    mark = f"STARTED_BY={tmp_path}"
+    environment = dict(os.environ, STARTED_BY=f"{tmp_path}")
+    with subprocess.Popen([*command, *more], stderr=subprocess.PIPE, text=True, env=environment) as process:
         deadline_s = time.monotonic() + 120
         while not list((tmp_path / "cache").glob("features/*.zarr/recordings/a/zarr.json")):
             assert time.monotonic() < deadline_s
@@ -350,6 +373,19 @@ def test_a_signal_ends_the_run_and_keeps_what_is_finished(tmp_path: Path, number
     store = FeatureCache.find(tmp_path / "cache")
     assert [item.name for item in store.recordings() if item.is_whole] == ["a"]
     assert left_aside(store.path) == []
+    while left := started_with(mark):  # killed ones may take a moment
+        assert time.monotonic() < deadline_s, left
+        time.sleep(0.05)
+
+
+def started_with(mark: str) -> list[int]:
+    """Return the processes whose environment has a setting."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):
+            if mark.encode() in path.read_bytes().split(b"\0"):
+                found.append(int(path.parent.name))
+    return found
 
 
 def test_a_reader_that_leaves_is_no_error(tmp_path: Path) -> None:

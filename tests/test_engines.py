@@ -1,9 +1,11 @@
 """The contract of engines, for every one that is registered; and what is particular to each."""
 
 import contextlib
+import ctypes
 import importlib
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,6 +13,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -310,6 +313,78 @@ def test_a_ray_that_was_started_for_a_run_is_quiet_and_leaves_nothing(tmp_path: 
         await_end(tmp_path)
 
 
+def test_questions_are_answered_where_workers_are(make_engine: MakeEngine, tmp_path: Path) -> None:
+    engine = make_engine()
+    assert (engine.ask(os.getpid) == os.getpid()) == (not registry.ENGINES["ray"].endswith(type(engine).__name__))
+    with pytest.raises(UsageError, match=r"^these weights are none$"):
+        engine.ask(partial(ToyJob(tmp_path, trouble="usage"), 0))
+
+
+@pytest.mark.usefixtures("_ray")
+def test_ray_says_when_nobody_can_answer(tmp_path: Path) -> None:
+    make = registry.load("engine", "ray")
+    with pytest.raises(ChildProcessError, match=r"no worker could be made .*the one that was asked died"):
+        make().ask(partial(ToyJob(tmp_path, trouble="death"), 0))
+    with pytest.raises(UsageError, match="no worker fits the Ray cluster, whose machines have up to 4 CPUs and 0 GPUs"):
+        make(num_gpus=1.0).ask(os.getpid)
+    with pytest.raises(UsageError, match=r"had no room for a worker for 0\.1 s: others take all of it"):
+        make(num_cpus=4.0).ask(_ask_again)
+
+
+def _ask_again() -> int:
+    """Ask for as much as there is, from a place that takes all of it."""
+    page = importlib.import_module("avfuse.engines.ray")
+    page.ROOM_S = page.MAKING_S = 0.1  # in that process
+    answer: int = page.RayEngine(num_cpus=4.0, stall_s=0.1).ask(os.getpid)
+    return answer
+
+
+@pytest.mark.usefixtures("_ray")
+def test_a_worker_fits_on_one_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster = importlib.import_module("avfuse.engines._cluster")
+    machines = [({"CPU": 3.0, "GPU": 1.0}, True), ({"CPU": 8.0}, True), ({"CPU": 64.0, "GPU": 8.0}, False)]
+    nodes = [{"Resources": has, "Alive": is_alive} for has, is_alive in machines]
+    monkeypatch.setattr(cluster.ray, "nodes", lambda: nodes)
+    assert cluster.room_for({"CPU": 2.0, "GPU": 0.0}) == 1 + 4
+    assert cluster.room_for({"CPU": 1.0, "GPU": 0.25}) == 3
+    with pytest.raises(UsageError, match=r"up to 8 CPUs and 1 GPUs; give less .*: num_cpus=4, num_gpus=1"):
+        cluster.room_for({"CPU": 4.0, "GPU": 1.0})
+
+
+@pytest.mark.parametrize("address", ["", "head:6379"])
+def test_a_signal_waits_for_a_ray_that_is_being_started(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+    """Half of one could not be ended; a cluster that is joined is left at once."""
+    pytest.importorskip("ray", reason="ray is not installed")
+    cluster = importlib.import_module("avfuse.engines._cluster")
+    happened: list[str] = []
+
+    def init(**_: object) -> None:
+        cluster.ray._private.utils.set_sigterm_handler(lambda *_: happened.append("taken by Ray"))
+        signal.raise_signal(signal.SIGTERM)
+        happened.append("started")
+
+    def shutdown() -> None:
+        ctypes.CDLL(None).signal(signal.SIGTERM, 0)  # as Ray does, which Python does not see
+        happened.append("ended")
+
+    def leave(*_: object) -> None:
+        raise SystemExit(143)
+
+    monkeypatch.setattr(cluster.ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(cluster.ray, "init", init)
+    monkeypatch.setattr(cluster.ray, "shutdown", shutdown)
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        with pytest.raises(SystemExit, match="143"), cluster.connected(address, 1):
+            happened.append("used")
+        assert signal.getsignal(signal.SIGTERM) is leave
+        (caught,) = re.findall(r"^SigCgt:\t(\w+)$", Path("/proc/self/status").read_text(), re.MULTILINE)
+        assert int(caught, 16) >> (signal.SIGTERM - 1) & 1, "SIGTERM would end the process"
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert happened == (["ended"] if address else ["started", "ended"])
+
+
 @pytest.mark.usefixtures("_ray")
 def test_ray_says_when_no_worker_fits(tmp_path: Path) -> None:
     engine = registry.load("engine", "ray")(num_cpus=1000.0)
@@ -336,6 +411,12 @@ def test_arguments_that_cannot_be_used_are_refused(name: str) -> None:
     if name == "ray":
         with pytest.raises(UsageError, match="a worker takes something of its machine"):
             registry.load("engine", name)(num_cpus=0.0)
+
+
+def test_a_cluster_that_is_joined_is_elsewhere() -> None:
+    pytest.importorskip("ray", reason="ray is not installed")
+    make = registry.load("engine", "ray")
+    assert (make().is_here, make(address="auto").is_here) == (True, False)
 
 
 def test_as_many_workers_as_cores() -> None:

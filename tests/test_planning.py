@@ -196,6 +196,19 @@ def test_waiting_is_told(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert plan(options(root)).notes == ()
 
 
+def test_what_is_measured_here_for_workers_elsewhere_is_told(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(registry.ENGINES, "ray", "crews:GpuEngine")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    found = plan(options(root, engine="ray", device="auto"))
+    assert (found.device, found.precision, found.num_workers) == ("cuda:1", "bf16", 0)
+    assert told(found) == (
+        "Engine 'ray' has workers elsewhere: time and bytes were measured on this machine (cpu), not where the "
+        "workers are (cuda:1).",
+        "Engine 'ray' takes as many workers as it finds room for; the time is that of this machine alone.",
+    )
+    assert math.isfinite(found.total_s)
+
+
 def test_a_share_is_planned_alone(root: Path) -> None:
     shares = [plan(options(root, shard=f"{i}/2"), probe_s=0.0) for i in (1, 2)]
     assert [share.num_recordings for share in shares] == [2, 1]
@@ -273,6 +286,6 @@ def test_what_a_gpu_decodes_costs_no_core(monkeypatch: pytest.MonkeyPatch, decod
     seconds |= {"encode sound": 0.1, "write": 0.3}
     costs = {stage: planning._Cost(value, value, 1.0) for stage, value in seconds.items()}
     networks = SimpleNamespace(device=torch.device("cuda", 0), detector=object())
-    ready = SimpleNamespace(networks=networks, num_workers=1, options=SimpleNamespace(decode=decode))
+    ready = SimpleNamespace(networks=networks, num_workers=1, trial_options=SimpleNamespace(decode=decode))
     extent = SimpleNamespace(num_clips=10)
     assert planning._total_s(costs, ready, extent) == pytest.approx(expected_s)  # type: ignore[arg-type]

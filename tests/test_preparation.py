@@ -1,12 +1,14 @@
 from pathlib import Path
 
+import crews
 import numpy as np
 import pytest
+import torch
 from test_extract import FPS, face_video
 from tiny import options
 from tiny import tiny_encoders as tiny_encoders  # a fixture
 
-from avfuse import media
+from avfuse import media, registry
 from avfuse.preparation import prepare
 from avfuse.schema import UsageError
 
@@ -106,3 +108,35 @@ def test_workers_are_no_more_than_recordings(root: Path, monkeypatch: pytest.Mon
 def test_what_cannot_be_used_is_refused(root: Path, changes: dict[str, object], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         prepare(options(root, **changes))
+
+
+@pytest.fixture
+def _gpu_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have an engine whose workers have a GPU, from a machine that has none."""
+    monkeypatch.setitem(registry.ENGINES, "ray", "crews:GpuEngine")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+
+
+@pytest.mark.usefixtures("_gpu_engine")
+@pytest.mark.parametrize("changes", [{"device": "auto"}, {"device": "cuda"}, {"device": "cuda", "decode": "gpu"}])
+def test_what_is_made_elsewhere_is_described_there(root: Path, changes: dict[str, str]) -> None:
+    given = options(root, engine="ray", num_workers=3, **changes)
+    ready = prepare(given)
+    assert (ready.device, ready.options.precision, ready.spec.precision) == ("cuda:1", "bf16", "bf16")
+    assert (ready.spec.libraries["device"], ready.spec.libraries["batch_size"]) == ("cuda", "64")
+    assert (ready.options.device, ready.options.decode) == (given.device, given.decode)  # for the workers
+    trial = ready.trial_options
+    assert (ready.networks.device.type, trial.precision, trial.decode) == ("cpu", "fp32", "cpu")
+    assert (ready.num_workers, ready.job(root).num_threads) == (3, None)
+    assert prepare(options(root, engine="ray", **changes)).num_workers == 0  # only the engine knows
+
+
+@pytest.mark.usefixtures("_gpu_engine")
+def test_workers_that_are_here_are_asked_only_where_a_gpu_is(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = options(root, engine="ray", engine_option=("is_here=true",))
+    assert prepare(given).device == "cpu"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(crews.GpuEngine, "ask", lambda *_: pytest.fail("was asked"))
+    with pytest.raises(pytest.fail.Exception, match="was asked"):
+        prepare(given)

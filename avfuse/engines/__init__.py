@@ -13,6 +13,8 @@ worker died is tried again at most `MAX_RETRIES` times, alone from then on, and 
 its receipt, with ``is_recorded`` False, as nobody could record it. The others go on. A receipt ``stopped`` ends the
 run: nothing new is begun, what is under way is left to end, and that receipt is the last. Closing the generator ends
 the workers: what is under way then is given up, and nothing of it is committed.
+
+``ask(function)`` answers a question where workers are to be: what they have, a GPU say, the first process may lack.
 """
 
 from __future__ import annotations
@@ -21,12 +23,13 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from avfuse.schema import Receipt, Recording
 
 MAX_RETRIES = 2
 _CPU_SHARE = Path("/sys/fs/cgroup/cpu.max")
+_Answer = TypeVar("_Answer")
 OnProgress = Callable[[str, int, int], None]
 """Told the name of a recording, how many of its clips are done, and of how many."""
 
@@ -74,11 +77,30 @@ class Engine(ABC):
         How many it can have; None for any number.
     """
 
-    is_here: ClassVar[bool] = True
+    is_here: bool = True
     most_workers: ClassVar[int | None] = None
 
     @abstractmethod
     def __init__(self, **arguments: Any) -> None: ...
+
+    def ask(self, function: Callable[[], _Answer]) -> _Answer:
+        """Return what a function returns in a place such as a worker's: here, unless workers are to be elsewhere.
+
+        Parameters
+        ----------
+        function : callable
+            Picklable, as its answer.
+
+        Raises
+        ------
+        UsageError
+            If there is no such place.
+        OSError
+            If what was asked ended without an answer.
+        Exception
+            What the function raises.
+        """
+        return function()
 
     @abstractmethod
     def run(

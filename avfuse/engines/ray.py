@@ -6,20 +6,33 @@ recordings is decided here, as for every engine. Recordings go out and receipts 
 
 from __future__ import annotations
 
+import errno
 import logging
 import math
 import os
 import pickle
 import sys
 import time
-from collections.abc import Generator, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, suppress
 from threading import Lock
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar, cast
 
 from avfuse.engines import Engine, Job, OnProgress, Worker
 from avfuse.engines._cluster import connected, first_line, room_for
-from avfuse.engines._dispatch import Crew, Done, Event, Gone, Made, Moved, deal_with, dispatch, receipt_of_error, sparse
+from avfuse.engines._dispatch import (
+    MAKING_S,
+    Crew,
+    Done,
+    Event,
+    Gone,
+    Made,
+    Moved,
+    deal_with,
+    dispatch,
+    receipt_of_error,
+    sparse,
+)
 from avfuse.engines._process import Letters, portable
 from avfuse.schema import Receipt, Recording, UsageError
 
@@ -32,7 +45,9 @@ log = logging.getLogger(__name__)
 
 MAX_SIDE_BY_SIDE = 32  # threads of an actor, which Ray wants to know before there is a worker to ask
 NEWS_S = 2.0  # between two questions how far an actor is
+ROOM_S = 30.0  # between two looks for room in a cluster
 CLOSE_S = 10.0
+_Answer = TypeVar("_Answer")
 
 
 class RayEngine(Engine):
@@ -54,6 +69,7 @@ class RayEngine(Engine):
                 raise UsageError(f"engine 'ray': {name}={value:g}; give a number from 0")
         if num_cpus == num_gpus == 0:
             raise UsageError("engine 'ray': num_cpus=0 num_gpus=0; a worker takes something of its machine")
+        self.is_here = not address
         self._address, self._stall_s = address, stall_s
         self._takes = {"CPU": num_cpus, "GPU": num_gpus}
 
@@ -64,13 +80,48 @@ class RayEngine(Engine):
         if not recordings:
             return
         num_workers = min(num_workers, len(recordings))
-        num_cpus = max(os.cpu_count() or 1, math.ceil(num_workers * self._takes["CPU"]))
-        with connected(self._address, num_cpus):
+        with self._connected(num_workers):
             room = room_for(self._takes)
             if num_workers > room:
                 log.warning("the Ray cluster has room for %d of %d workers", room, num_workers)
             crew = _Actors(job, self._takes)
             yield from dispatch(crew, recordings, min(num_workers or room, room), on_progress, self._stall_s)
+
+    def ask(self, function: Callable[[], _Answer]) -> _Answer:
+        """Return what a function returns in an actor, which takes of its machine what a worker does."""
+        with self._connected(1):
+            room_for(self._takes)
+            post = _hire(self._takes).remote(logging.getLogger().getEffectiveLevel())
+            try:
+                self._await_room(post)
+                answer, error = ray.get(post.answer.remote(pickle.dumps(function), sys.path))
+            except RayError as ending:
+                told = f"the one that was asked {_tell_end(ending)}"
+                raise ChildProcessError(errno.ECHILD, f"no worker could be made to extract with: {told}") from ending
+            finally:
+                with suppress(RayError):
+                    ray.kill(post)
+        if error is not None:
+            raise error
+        return cast(_Answer, answer)
+
+    def _connected(self, num_workers: int) -> AbstractContextManager[None]:
+        return connected(self._address, max(os.cpu_count() or 1, math.ceil(num_workers * self._takes["CPU"])))
+
+    def _await_room(self, post: Any) -> None:
+        """Wait for an actor to be there: as long as for a worker."""
+        there = [post.news.remote()]
+        limit_s = max(self._stall_s, MAKING_S) if self._stall_s else math.inf
+        end_s = time.monotonic() + limit_s
+        while not ray.wait(there, timeout=ROOM_S)[0]:
+            room_for(self._takes)  # machines may have left
+            if time.monotonic() >= end_s:
+                raise UsageError(
+                    f"the Ray cluster had no room for a worker for {limit_s:g} s: others take all of it; try again "
+                    "later, give less with --engine-option num_cpus or num_gpus, or wait longer, with stall_s"
+                )
+            log.warning("the Ray cluster has no room for a worker yet; waiting")
+        ray.get(there)
 
 
 class _Post:
@@ -83,13 +134,19 @@ class _Post:
 
     def make(self, job: bytes, rank: int, path: Sequence[str]) -> int | Gone:
         """Make the worker by a pickled job, whose modules may be on `path`; return how much it takes side by side."""
-        sys.path.extend(folder for folder in path if folder not in sys.path)
         try:
-            self._worker: Worker = pickle.loads(job)(rank)
+            self._worker: Worker = _unpickled(job, path)(rank)
         except Exception as error:
             return Gone(f"could not be made: {type(error).__name__}: {error}", portable(error))
         num_side_by_side: int = self._worker.num_side_by_side
         return min(MAX_SIDE_BY_SIDE, num_side_by_side)
+
+    def answer(self, function: bytes, path: Sequence[str]) -> tuple[Any, Exception | None]:
+        """Return what a pickled function returns, whose modules may be on `path`, or what it raises."""
+        try:
+            return _unpickled(function, path)(), None
+        except Exception as error:
+            return None, portable(error)
 
     def process(self, recording: Recording) -> list[Event]:
         """Deal with a recording; return the news, its receipt last."""
@@ -116,6 +173,22 @@ class _Post:
             self._news.append(event)
 
 
+def _unpickled(function: bytes, path: Sequence[str]) -> Callable[..., Any]:
+    sys.path.extend(folder for folder in path if folder not in sys.path)
+    return cast(Callable[..., Any], pickle.loads(function))
+
+
+def _hire(takes: Mapping[str, float]) -> Any:
+    """Return the actor's class for Ray, which finds room for each that is made."""
+    return ray.remote(concurrency_groups={"news": 1})(_Post).options(
+        num_cpus=takes["CPU"],
+        num_gpus=takes["GPU"],
+        max_restarts=0,
+        max_task_retries=0,
+        max_concurrency=MAX_SIDE_BY_SIDE,
+    )
+
+
 class _Asked(NamedTuple):
     rank: int
     method: str
@@ -126,13 +199,7 @@ class _Actors(Crew):
 
     def __init__(self, job: Job, takes: dict[str, float]) -> None:
         self._job = ray.put(pickle.dumps(job))
-        self._post = ray.remote(concurrency_groups={"news": 1})(_Post).options(
-            num_cpus=takes["CPU"],
-            num_gpus=takes["GPU"],
-            max_restarts=0,
-            max_task_retries=0,
-            max_concurrency=MAX_SIDE_BY_SIDE,
-        )
+        self._post = _hire(takes)
         self._actors: dict[int, Any] = {}
         self._asked: dict[Any, _Asked] = {}
         self._news_s: dict[int, float] = {}  # when each actor was asked for news
