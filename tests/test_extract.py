@@ -764,7 +764,7 @@ def test_names_that_are_no_unicode_or_hold_control_characters(tmp_path: Path) ->
     root = tmp_path / "root"
     for name in (b"caf\xe9", b"a\nb\x1b[31m"):
         video = face_video(root / "video.mp4", CONSTANT)
-        os.rename(os.fsencode(video), os.fsencode(root) + b"/" + name + b".mp4")
+        video.rename(root / os.fsdecode(name + b".mp4"))
     summary = extract(options(root))
     assert (summary.failures, summary.num_extracted) == ((), 2)
     found = FeatureCache.open(summary.store).recordings()
