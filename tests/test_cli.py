@@ -372,10 +372,13 @@ def test_a_signal_ends_the_run_and_keeps_what_is_finished(tmp_path: Path, engine
     assert "Traceback" not in err
     store = FeatureCache.find(tmp_path / "cache")
     assert [item.name for item in store.recordings() if item.is_whole] == ["a"]
-    assert left_aside(store.path) == []
+    if engine == "local":
+        assert left_aside(store.path) == []
     while left := started_with(mark):  # killed ones may take a moment
         assert time.monotonic() < deadline_s, left
         time.sleep(0.05)
+    store.store.prepare()  # as the next run does: workers of Ray may outlive the first process by a moment
+    assert left_aside(store.path) == []
 
 
 def started_with(mark: str) -> list[int]:
