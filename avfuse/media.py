@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import logging
 import math
-from array import array
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from itertools import chain
@@ -36,7 +35,7 @@ from avfuse.container import (
 )
 from avfuse.schema import MAX_ROW_DIFFERENCE, RecordingError
 from avfuse.sound import NO_MORE, Resampler, Sound
-from avfuse.survey import Survey
+from avfuse.survey import Survey, decoded_stamps
 from avfuse.timeline import SAMPLE_RATE_HZ, Timeline
 
 log = logging.getLogger(__name__)
@@ -64,7 +63,10 @@ NO_PICTURE = Frame(2**62, np.zeros((0, 0, 3), np.uint8))
 
 @dataclass(frozen=True)
 class Losses:
-    """Packets of the picture and of the sound, how many of them could not be decoded, and if the file breaks off."""
+    """Packets of the picture and of the sound, how many of them gave nothing, and if the file breaks off.
+
+    A packet of the picture is lost if it cannot be decoded, or if its frame does not come in its place.
+    """
 
     num_video_packets: int = 0
     num_video_lost: int = 0
@@ -100,10 +102,13 @@ def probe(path: Path, on_packet: Callable[[], object] = lambda: None) -> Timelin
     pts_F, num_unstamped = survey.stamps()
     if num_unstamped:
         # Containers such as AVI may carry decoding times only; the presentation times then come from decoding.
-        pts_F, num_unstamped = _decoded_stamps(path, on_packet)
+        pts_F, num_unstamped = decoded_stamps(path, on_packet)
     if len(pts_F) + num_unstamped == 0:
         raise RecordingError("no_video_stream", f"{path} holds a video stream without frames")
     num_packets = survey.num_packets
+    is_packed = is_avi and has_b_frames and survey.is_packed
+    if is_packed:  # what shows when is told by nothing but the order of decoding
+        pts_F = np.array(survey.decoding_stamps, np.int64)
     if num_packets < 0.98 * num_advertised - MAX_ROW_DIFFERENCE:
         raise RecordingError("truncated", f"{path} breaks off: it holds {num_packets} of {num_advertised} frames")
     survey.refuse_missing_end()
@@ -121,7 +126,7 @@ def probe(path: Path, on_packet: Callable[[], object] = lambda: None) -> Timelin
         timeline,
         zero_s=float(timeline.frame_time_s[0]) if is_avi else zero_s,
         num_unplaced=timeline.num_unplaced + num_unstamped,
-        is_ordered=bool(is_avi and has_b_frames and (np.diff(pts_F) >= 0).all()),
+        is_ordered=bool(is_packed or (is_avi and has_b_frames and (np.diff(pts_F) >= 0).all())),
         sound_lag_s=survey.lag_s,
     )
 
@@ -148,21 +153,6 @@ def probe_sound(path: Path, on_packet: Callable[[], object] = lambda: None) -> T
     )
     pts_F = start + np.arange(max(1, num_frames), dtype=np.int64)
     return replace(Timeline.from_pts(pts_F, 1 / SOUND_FPS), zero_s=zero_s)
-
-
-def _decoded_stamps(path: Path, on_packet: Callable[[], object]) -> tuple[npt.NDArray[np.int64], int]:
-    """Return the presentation time stamps that decoding gives, and the number of frames without one."""
-    stamps, num_unstamped = array("q"), 0
-    with open_file(path) as container:
-        stream = video_stream(container, path)
-        packets = Packets(container, [stream], on_packet)
-        for packet in chain(packets, (None,)):
-            for frame in decode(stream, packet) or ():
-                if frame.pts is None:
-                    num_unstamped += 1
-                else:
-                    stamps.append(frame.pts)
-    return np.array(stamps, np.int64), num_unstamped
 
 
 class Reading:
@@ -279,7 +269,7 @@ class Reading:
     def _tell_losses(self) -> None:
         for part, kind in ((self._picture, "video"), (self._sound, "audio")):
             if part is not None and part.num_lost:
-                log.warning("%s: %d %s packets could not be decoded", self._path, part.num_lost, kind)
+                log.warning("%s: %d %s packets give nothing, or not in their place", self._path, part.num_lost, kind)
 
 
 def side_by_side(
@@ -312,11 +302,13 @@ class _Picture:
 
     def __init__(self, stream: Any, path: Path, timeline: Timeline, wanted_F: npt.NDArray[np.bool_]) -> None:
         self.stream = stream
-        self.num_packets = self.num_lost = self.num_decoded = 0
+        self.num_packets = self.num_decoded = 0
+        self._num_failed = self._num_placed = 0
         self._path = path
         self._timeline = timeline
         self._wanted_F = wanted_F
         self._last = self._index = -1
+        self._leap: tuple[int, Any] | None = None  # a frame behind a gap, until the next shows that it belongs there
         self._lead = None if timeline.is_ordered else 0  # of the decoding times, which rise with the frames, on showing
         self._reformatter = VideoReformatter()
 
@@ -324,13 +316,36 @@ class _Picture:
         """Yield the wanted frames that a packet completes, or at the end those held back."""
         frames = decode(self.stream, packet)
         self.num_packets += packet is not None
-        self.num_lost += packet is not None and frames is None
+        self._num_failed += packet is not None and frames is None
         for frame in frames or ():
             self.num_decoded += 1
             index = self._index_of(frame)
-            if index is None or index <= self._last or not self._wanted_F[index]:
-                continue
-            self._last = index
+            if index is not None:
+                yield from self._place(index, frame)
+        if packet is None and self._leap is not None:
+            yield from self._show(*self._leap)
+
+    @property
+    def num_lost(self) -> int:
+        """Packets that failed, or frames that did not come, at the end; whichever are more."""
+        return max(self._num_failed, self._timeline.num_frames - self._num_placed)
+
+    def _place(self, index: int, frame: Any) -> Iterator[Frame]:
+        """Yield what is wanted of the frames that are known to be in their place."""
+        leap, self._leap = self._leap, None
+        if leap is not None and index > leap[0]:
+            yield from self._show(*leap)
+        elif leap is not None and index <= self._last:
+            self._leap = leap
+        if index == self._last + 1:
+            yield from self._show(index, frame)
+        elif index > self._last:
+            self._leap = index, frame
+
+    def _show(self, index: int, frame: Any) -> Iterator[Frame]:
+        self._last = index
+        self._num_placed += 1
+        if self._wanted_F[index]:
             check_pixels(frame.width, frame.height, self._path)
             pixels_YXC = self._reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray()
             yield Frame(index, np.ascontiguousarray(np.rot90(pixels_YXC, frame.rotation // 90)))

@@ -37,29 +37,61 @@ NO_MORE = Sound(2**62, np.zeros(0, np.float32))
 
 
 class Resampler:
-    """Makes pieces of sound of decoded frames: mono, at 44.1 kHz, where their time stamps put them."""
+    """Makes pieces of sound of decoded frames: mono, at 44.1 kHz, where their time stamps put them.
+
+    A frame whose time stamp leaps is held until the next one is there. Where that goes on from before the leap, or lies
+    before it, the stamp was wrong: the frame belongs where the one before it ended.
+    """
 
     def __init__(self) -> None:
         self._resampler: Any = None
         self._kind: tuple[str, str, int] | None = None
         self._position = 0
-        self._expected_s = 0.0
+        self._expected_s: float | None = None
+        self._leap: Any = None  # a frame that is held
 
     def add(self, frame: Any) -> Iterator[Sound]:
         """Yield what is ready after a decoded frame of the sound."""
-        start_s = frame.time if frame.time is not None else self._expected_s
-        is_apart = abs(start_s - self._expected_s) > GAP_TOLERANCE_S
+        leap, self._leap = self._leap, None
+        if leap is not None:
+            yield from self._take(leap, self._start_of(leap, frame.time))
+        if frame.time is None:
+            yield from self._take(frame, self._expected_s or 0.0)
+        elif self._expected_s is not None and abs(frame.time - self._expected_s) <= GAP_TOLERANCE_S:
+            yield from self._take(frame, frame.time)
+        else:
+            self._leap = frame
+
+    def end(self) -> Iterator[Sound]:
+        """Yield what is still held back, at the end of the sound."""
+        if self._leap is not None:
+            yield from self._take(self._leap, self._leap.time)
+            self._leap = None
+        yield from self._flush()
+
+    def _start_of(self, leap: Any, next_s: float | None) -> float:
+        """Return where a frame begins whose time stamp leaps, by that of the frame behind it."""
+        start_s: float = leap.time
+        if next_s is None:
+            return start_s
+        if self._expected_s is None:  # there is none before it
+            return start_s if start_s <= next_s else next_s - _length_s(leap)
+        goes_on = abs(next_s - self._expected_s - _length_s(leap)) <= GAP_TOLERANCE_S
+        return self._expected_s if goes_on or next_s < start_s else start_s
+
+    def _take(self, frame: Any, start_s: float) -> Iterator[Sound]:
+        is_apart = self._expected_s is None or abs(start_s - self._expected_s) > GAP_TOLERANCE_S
         if self._resampler is None or kind_of(frame) != self._kind or is_apart:
-            yield from self.end()
+            yield from self._flush()
             self._resampler = av.AudioResampler(format=SAMPLE_FORMAT, layout="mono", rate=SAMPLE_RATE_HZ)
             self._kind = kind_of(frame)
             self._position = round(start_s * SAMPLE_RATE_HZ)
             self._expected_s = start_s
-        self._expected_s += frame.samples / frame.sample_rate
+        self._expected_s = (start_s if self._expected_s is None else self._expected_s) + _length_s(frame)
         yield from self._placed(frame)
 
-    def end(self) -> Iterator[Sound]:
-        """Yield what is still held back, at the end of the sound or before a gap."""
+    def _flush(self) -> Iterator[Sound]:
+        """Yield what the resampler holds back, before a gap."""
         if self._resampler is not None:
             yield from self._placed(None)
             self._resampler = None
@@ -122,6 +154,10 @@ class SoundBuffer:
             first, behind = max(start, position), min(end, position + len(samples_S))
             window_S[first - start : behind - start] = samples_S[first - position : behind - position]
         return window_S
+
+
+def _length_s(frame: Any) -> float:
+    return float(frame.samples / frame.sample_rate)
 
 
 def kind_of(frame: Any) -> tuple[str, str, int]:

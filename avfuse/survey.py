@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from array import array
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from avfuse.container import MAX_FRAMES, Extent, Packets
+from avfuse.container import MAX_FRAMES, Extent, Packets, decode, open_file, video_stream
 from avfuse.schema import RecordingError
+
+_VP8_SHOWN = 0x10  # of the first byte of a frame
+_PACKED = re.compile(rb"DivX\d+(?:Build|b)\d+p")  # how encoders say that packets of MPEG-4 hold several frames
+_REORDERED_FRAMES = 32  # that may lie between a frame's place in the file and the one in which it shows, and more
+_FALLING_SHARE = 0.02  # of the stamps, from which there are B-frames
 
 
 class Survey:
@@ -34,7 +41,11 @@ class Survey:
     Attributes
     ----------
     num_packets : int
-        Of the picture.
+        Of the picture; those that only hold what others refer to, as VP8 has them, are left out.
+    decoding_stamps : array of int
+        Of these packets.
+    is_packed : bool
+        Whether the picture is MPEG-4 with several frames in a packet, and empty ones behind it.
     lag_s : float
         How far picture and sound lie apart in the order of the file, in seconds; see `Timeline.sound_lag_s`.
     sound_start_s, sound_end_s : float or None, float
@@ -46,7 +57,10 @@ class Survey:
         self._extent = Extent(container, path)
         self._stamps = array("q")  # of the frames that are shown
         self._num_unstamped = 0
+        self.is_packed = False
         self.num_packets = 0
+        self.decoding_stamps = array("q")
+        self._codec = "" if video is None or video.codec_context is None else video.codec_context.name
         self.lag_s = 0.0
         self.sound_start_s: float | None = None
         self.sound_end_s = 0.0
@@ -64,8 +78,12 @@ class Survey:
         self._break_off = packets.break_off
 
     def stamps(self) -> tuple[npt.NDArray[np.int64], int]:
-        """Return the presentation time stamps in the order of the file, and the number of frames without one."""
-        return np.array(self._stamps, np.int64), self._num_unstamped
+        """Return the presentation time stamps in the order of the file, and the number of frames without one.
+
+        One that lies far from both of its neighbours, which lie together, is damage: it is moved to the gap that it
+        left.
+        """
+        return _without_strays(np.array(self._stamps, np.int64)), self._num_unstamped
 
     def refuse_missing_end(self) -> None:
         """Raise `RecordingError` with reason ``truncated`` if the file breaks off, or ends before it should."""
@@ -73,7 +91,13 @@ class Survey:
             raise error
 
     def _add_picture(self, packet: Any, unit_s: float) -> None:
+        if self._codec == "vp8" and not memoryview(packet)[0] & _VP8_SHOWN:
+            return
         self.num_packets += 1
+        if self.num_packets == 1 and self._codec == "mpeg4":
+            self.is_packed = _PACKED.search(bytes(packet)) is not None
+        if packet.dts is not None:
+            self.decoding_stamps.append(packet.dts)
         if self.num_packets > MAX_FRAMES:
             raise RecordingError("over_limit", f"{self._path} holds more frames than the {MAX_FRAMES} that are allowed")
         if not packet.is_discard and packet.pts is None:
@@ -102,3 +126,55 @@ class Survey:
         first_s, last_s = self._picture_s
         heard_s = first_s if self.sound_start_s is None else max(first_s, self.sound_end_s)
         self.lag_s = max(self.lag_s, abs(last_s - heard_s))
+
+
+def decoded_stamps(path: Path, on_packet: Callable[[], object]) -> tuple[npt.NDArray[np.int64], int]:
+    """Return the presentation time stamps that decoding gives, and the number of frames without one."""
+    stamps, num_unstamped = array("q"), 0
+    with open_file(path) as container:
+        stream = video_stream(container, path)
+        packets = Packets(container, [stream], on_packet)
+        for packet in chain(packets, (None,)):
+            for frame in decode(stream, packet) or ():
+                if frame.pts is None:
+                    num_unstamped += 1
+                else:
+                    stamps.append(frame.pts)
+    return np.array(stamps, np.int64), num_unstamped
+
+
+def _without_strays(stamps_F: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Return time stamps, in the order of the file, with those moved to where one is missing that lie far off.
+
+    Where none is missing, such a frame has the time stamp of its neighbour.
+    """
+    steps = np.diff(np.unique(stamps_F))
+    if len(steps) < 2:
+        return stamps_F
+    interval, turns = float(np.median(steps)), np.diff(stamps_F)
+    has_b_frames = float(np.mean(turns < 0)) >= _FALLING_SHARE
+    far = (_REORDERED_FRAMES if has_b_frames else 1.5) * interval
+    is_spike = (np.abs(turns[:-1]) > far) & (np.abs(turns[1:]) > far) & (np.sign(turns[:-1]) != np.sign(turns[1:]))
+    is_spike &= np.abs(turns[:-1] + turns[1:]) <= _REORDERED_FRAMES * interval
+    repaired_F = stamps_F.copy()
+    for place in (1 + np.flatnonzero(is_spike)).tolist():
+        if has_b_frames and not _is_alone(stamps_F, place):
+            continue
+        around_F = stamps_F[[place - 1, place + 1]]
+        if has_b_frames:
+            around_F = repaired_F[max(0, place - 2 * _REORDERED_FRAMES) : place + 2 * _REORDERED_FRAMES]
+        near = np.unique(around_F[np.abs(around_F - stamps_F[place - 1]) <= _REORDERED_FRAMES / 2 * interval])
+        gaps = np.diff(near)
+        widest = int(np.argmax(gaps)) if len(gaps) else -1
+        is_missing = widest >= 0 and gaps[widest] > 1.5 * interval
+        repaired_F[place] = (near[widest] + near[widest + 1]) // 2 if is_missing else stamps_F[place - 1]
+    return repaired_F
+
+
+def _is_alone(stamps_F: npt.NDArray[np.int64], place: int) -> bool:
+    """Whether frames shown between others never come as far as a time stamp that leaps ahead, or came from as far."""
+    if stamps_F[place] > stamps_F[place - 1]:
+        others_F = stamps_F[place + 1 : place + 1 + _REORDERED_FRAMES]
+        return len(others_F) == _REORDERED_FRAMES and bool((others_F < stamps_F[place]).all())
+    others_F = stamps_F[max(0, place - _REORDERED_FRAMES) : place]
+    return len(others_F) == _REORDERED_FRAMES and bool((others_F > stamps_F[place]).all())

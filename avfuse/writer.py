@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import errno
 import hashlib
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from itertools import product
@@ -70,14 +71,14 @@ class RecordingWriter:
         kind = np.dtype(spec.storage["dtype"])
         with self._naming():
             self._views = [
-                _ViewWriter(self._create(view_name(i), (num_clips, *spec.video_shape), kind))
+                _ArrayWriter(self._create(view_name(i), (num_clips, *spec.video_shape), kind))
                 for i in range(spec.views["count"])
             ]
+            self._sound = _ArrayWriter(self._create("audio", (num_clips, *spec.audio_shape), np.float32))
         self._spools = []
-        with self._naming():
-            self._spooled.mkdir()
-        self._sound = _Rows(self._spooled / "audio")
         if kind == np.uint8 and not as_stored:
+            with self._naming():
+                self._spooled.mkdir()
             self._spools = [_Spool(self._spooled / f"{i}", spec.video_shape) for i in range(len(self._views))]
 
     def append(self, video_NCHW: npt.NDArray[Any], audio_NA: npt.NDArray[Any], *views: npt.NDArray[Any]) -> None:
@@ -104,7 +105,7 @@ class RecordingWriter:
             raise RecordingError("feature_overflow", f"{self.name}: a feature is not finite; are the weights sound?")
         with self._naming():
             self._sound.append(audio_NA)
-        takers: Sequence[_Spool | _ViewWriter] = self._spools or self._views
+        takers: Sequence[_Spool | _ArrayWriter] = self._spools or self._views
         with self._naming():
             for taker, values_NCHW in zip(takers, maps, strict=True):
                 taker.append(values_NCHW)
@@ -141,7 +142,8 @@ class RecordingWriter:
 
     def _complete(self, arrays: Mapping[str, npt.NDArray[Any]], told: Mapping[str, Any]) -> None:
         """Write what is not written yet, the metadata last, and flush it all to disk."""
-        small = {"audio": self._sound.read(), **arrays, **self._quantise()}
+        small = {**arrays, **self._quantise()}
+        sound = {"audio": self._sound.finish()}
         maps = {view_name(i): view.finish() for i, view in enumerate(self._views)}
         if self.cache.compress != "none":
             self._read_back(maps)
@@ -155,7 +157,7 @@ class RecordingWriter:
             **told,
             "fingerprint": self.cache.spec.fingerprint,
             "source": asdict(self.source),
-            "arrays": {name: describe_array(values) for name, values in small.items()} | maps,
+            "arrays": sound | {name: describe_array(values) for name, values in small.items()} | maps,
             "files": {file: entry for file, entry in files.items() if file != METADATA},
         }
         (self._aside / METADATA).write_bytes(seal(attributes))
@@ -195,9 +197,8 @@ class RecordingWriter:
             np.max([spool.highest_C for spool in self._spools], axis=0),
         )
         for spool, view in zip(self._spools, self._views, strict=True):
-            half_NCHW = spool.read()
-            for start in range(0, len(half_NCHW), view.chunk_clips):
-                view.append(to_bytes(half_NCHW[start : start + view.chunk_clips], scale_C, offset_C))
+            for half_NCHW in spool.read(view.chunk_clips):
+                view.append(to_bytes(half_NCHW, scale_C, offset_C))
         return {"video_scale": scale_C, "video_offset": offset_C}
 
     def _create(self, name: str, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Any:
@@ -219,8 +220,8 @@ class RecordingWriter:
         return self._arrays[name]
 
 
-class _ViewWriter:
-    """Maps that come in batches, written chunk by chunk; their digest is that of what was written."""
+class _ArrayWriter:
+    """Features that come in batches, written chunk by chunk; their digest is that of what was written."""
 
     def __init__(self, array: Any) -> None:
         self.array = array
@@ -242,7 +243,7 @@ class _ViewWriter:
             values = values[len(part) :]
 
     def finish(self) -> dict[str, Any]:
-        """Write what is left; return what the recording's metadata say of the view."""
+        """Write what is left; return what the recording's metadata say of the array."""
         if self._num_held:
             self._write()
         return {"shape": list(self.array.shape), "dtype": self.array.dtype.name, "sha256": self._digest.hexdigest()}
@@ -253,25 +254,6 @@ class _ViewWriter:
         self._digest.update(held.data)
         self._num_written += len(held)
         self._num_held = 0
-
-
-class _Rows:
-    """Sound features on disk until the recording is whole: a long one's are more than is held of it otherwise."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._shape: tuple[int, ...] = (0,)
-
-    def append(self, audio_NA: npt.NDArray[np.float32]) -> None:
-        self._shape = audio_NA.shape[1:]
-        with self._path.open("ab") as file:
-            file.write(np.ascontiguousarray(audio_NA).data)
-
-    def read(self) -> npt.NDArray[np.float32]:
-        """Return all of them, mapped."""
-        if not self._path.exists() or self._path.stat().st_size == 0:
-            return np.zeros((0, *self._shape), np.float32)
-        return np.memmap(self._path, np.float32, mode="r").reshape(-1, *self._shape)
 
 
 class _Spool:
@@ -288,6 +270,9 @@ class _Spool:
         with self._path.open("ab") as file:
             file.write(np.ascontiguousarray(half_NCHW).data)  # numpy's own way does not say why it cannot write
 
-    def read(self) -> npt.NDArray[np.float16]:
-        """Return all of them, mapped."""
-        return np.memmap(self._path, np.float16, mode="r").reshape(-1, *self._shape)
+    def read(self, num_clips: int) -> Iterator[npt.NDArray[np.float16]]:
+        """Yield them again, so many at a time."""
+        clip_values = math.prod(self._shape)
+        with self._path.open("rb") as file:
+            while piece := file.read(2 * clip_values * num_clips):
+                yield np.frombuffer(piece, np.float16).reshape(-1, *self._shape)

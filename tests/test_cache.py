@@ -399,7 +399,7 @@ def test_what_a_killed_writer_left_goes_when_the_store_is_opened_again(tmp_path:
         os.kill(process.pid, signal.SIGKILL)
     aside = tmp_path / "features" / spec().store_name.replace(".zarr", ".tmp")
     left = {path.name for path in aside.iterdir()}
-    assert len(left) == 3  # what it wrote, in two places, and the note that it was at work
+    assert len(left) == 2  # what it wrote, and the note that it was at work
     store = FeatureCache.create(tmp_path, spec(), {})
     assert left.isdisjoint(path.name for path in aside.iterdir())
     assert left_aside(store.path) == []

@@ -4,6 +4,7 @@ import contextlib
 import struct
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -26,7 +27,7 @@ from conftest import (
     write_video,
 )
 
-from avfuse import media
+from avfuse import media, survey
 from avfuse.encoders.spectrogram_resnet import MIN_SAMPLES, SpectrogramResNetEncoder
 from avfuse.media import NO_PICTURE, Frame, Losses, Reading, probe, probe_sound
 from avfuse.schema import Annotation, RecordingError
@@ -575,7 +576,7 @@ def test_a_few_frames_may_be_without_time_stamps(tmp_path: Path, monkeypatch: py
     for num_unstamped in (0, 1, 2, 3):
         pts = [None] * num_unstamped + list(range(100 - num_unstamped))
         decoded = [SimpleNamespace(pts=value) for value in pts]
-        monkeypatch.setattr(media, "decode", lambda _, packet, frames=decoded: [] if packet else frames)
+        monkeypatch.setattr(survey, "decode", lambda _, packet, frames=decoded: [] if packet else frames)
         if num_unstamped == 3:  # of 100; 2 % are allowed
             with pytest.raises(RecordingError, match="3 of 100 frames carry no time stamp"):
                 probe(path)
@@ -668,3 +669,81 @@ def test_ratings_of_an_avi_count_from_its_first_frame(tmp_path: Path) -> None:
         # The first stamp and the last, too, may be guessed, up to an interval off.
         rated_s = probe(path).rated_time_s[:-1]
         np.testing.assert_allclose(rated_s, np.arange(49) / 25, rtol=0, atol=tolerance_s)
+
+
+@pytest.mark.parametrize("bf", ["0", "2"])
+@pytest.mark.parametrize(("place", "shift_s"), [(60, 4.0), (61, 15.0), (40, 28.0)])
+def test_one_wrong_time_stamp_costs_its_frame(bf: str, place: int, shift_s: float, tmp_path: Path) -> None:
+    whole = write_video(tmp_path / "a.mkv", np.arange(120) / 25, _numbered, video_options={"bf": bf, "crf": "10"})
+    damaged, count = tmp_path / "b.mkv", iter(range(120))
+    remux(whole, damaged, restamp=lambda ticks: ticks + round(1000 * shift_s * (next(count) == place)))
+    timeline = probe(damaged)
+    assert (timeline.num_frames, timeline.num_unplaced) == (120, 0)
+    np.testing.assert_allclose(timeline.frame_time_s, np.arange(120) / 25, atol=0.002 if bf == "0" else 0.04)
+    with Reading(damaged, timeline, np.ones(120, np.bool_), sound=False) as reading:
+        read = {item.index: _number_of(item.pixels_YXC) for item in reading if isinstance(item, Frame)}
+        losses = reading.losses
+    assert list(read) == list(read.values())
+    assert len(read) == 119
+    assert (losses.num_video_packets, losses.num_video_lost) == (120, 1)
+
+
+def test_a_time_stamp_that_leaps_may_be_the_truth(tmp_path: Path) -> None:
+    for name, bf in (("a.mkv", "0"), ("b.mp4", "0"), ("c.mp4", "3"), ("d.ts", "3")):
+        time_s = np.concatenate([np.arange(50) / 25, 4 + np.arange(3) / 25, 8 + np.arange(40) / 25, [14.0]])
+        path = write_video(tmp_path / name, time_s, _numbered, video_options={"bf": bf, "crf": "10"})
+        timeline = probe(path)
+        np.testing.assert_allclose(timeline.frame_time_s - timeline.frame_time_s[0], time_s, atol=0.002)
+        read = {index: _number_of(pixels) for index, pixels in frames_of(path, timeline).items()}
+        assert read == {index: index for index in range(94)}
+
+
+def test_frames_that_do_not_come_are_lost_though_no_packet_fails(tmp_path: Path) -> None:
+    """A transport stream that begins between two key frames: until the second, nothing is decoded."""
+    options = {"g": "40", "bf": "0", "crf": "10", "x264-params": "scenecut=0"}
+    whole = write_video(tmp_path / "a.ts", np.arange(120) / 25, _numbered, video_options=options)
+    count = iter(range(200))
+    path = remux(whole, tmp_path / "b.ts", keep=lambda packet: next(count) >= 15)
+    timeline = probe(path)
+    with Reading(path, timeline, np.ones(105, np.bool_), sound=False) as reading:
+        read = {item.index: _number_of(item.pixels_YXC) for item in reading if isinstance(item, Frame)}
+        losses = reading.losses
+    assert read == {index: index + 15 for index in range(25, 105)}
+    assert (losses.num_video_packets, losses.num_video_lost) == (105, 25)
+
+
+def _packed(source: Path, path: Path) -> Path:
+    """Write an AVI as XviD does: a frame and the one shown before it in one packet, and an empty one behind it."""
+    with av.open(str(source)) as old:
+        packets = [bytes(packet) for packet in old.demux(video=0) if packet.size]
+    kinds = [packet[packet.index(b"\0\0\1\xb6") + 4] >> 6 for packet in packets]  # 2 for one shown between others
+    for i, kind in enumerate(kinds):
+        if kind == 2:
+            packets[i - 1] += packets[i]
+            packets[i] = b"\0\0\1\xb6\x51\x7f\xff"
+    start = packets[0].index(b"\0\0\1\xb6")
+    packets[0] = packets[0][:start] + b"\0\0\1\xb2DivX503b1393p" + packets[0][start:]
+    with av.open(str(source)) as old, av.open(str(path), "w") as new:
+        stream = new.add_stream_from_template(old.streams.video[0])
+        for i, content in enumerate(packets):
+            packet = av.Packet(content)
+            packet.stream, packet.time_base, packet.pts, packet.dts = stream, Fraction(1, 25), i, i
+            packet.is_keyframe = kinds[i] == 0
+            new.mux(packet)
+    return path
+
+
+def test_frames_that_share_a_packet_are_read_in_their_order(tmp_path: Path) -> None:
+    options = {"bf": "1", "qscale": "2", "g": "30"}
+    plain = write_video(tmp_path / "a.avi", np.arange(100) / 25, _numbered, video_codec="mpeg4", video_options=options)
+    path = _packed(plain, tmp_path / "b.avi")
+    with av.open(str(path)) as container:
+        shown = [_number_of(frame.to_ndarray(format="rgb24")) for frame in container.decode(video=0)]
+    assert shown == list(range(len(shown)))
+    timeline = probe(path)
+    assert timeline.is_ordered
+    with Reading(path, timeline, np.ones(timeline.num_frames, np.bool_), sound=False) as reading:
+        read = {item.index: _number_of(item.pixels_YXC) for item in reading if isinstance(item, Frame)}
+        losses = reading.losses
+    assert read == dict(enumerate(shown))
+    assert losses.num_video_lost == timeline.num_frames - len(shown) <= 1  # the first may come twice, or the last not

@@ -1,9 +1,14 @@
 """Sound that comes in pieces is read in windows, whatever the pieces are."""
 
+from fractions import Fraction
+from typing import Any
+
+import av
 import numpy as np
+import numpy.typing as npt
 import pytest
 
-from avfuse.sound import NO_MORE, SoundBuffer
+from avfuse.sound import NO_MORE, Resampler, SoundBuffer
 from avfuse.timeline import SAMPLE_RATE_HZ as RATE_HZ
 
 
@@ -69,3 +74,47 @@ def test_sound_before_the_first_window_is_not_held() -> None:
     assert (buffer.num_decoded, buffer.has(99.0)) == (99 * RATE_HZ, True)
     buffer.add(99 * RATE_HZ, np.arange(RATE_HZ, dtype=np.float32))
     np.testing.assert_array_equal(buffer.read(100.0, RATE_HZ // 2), np.arange(RATE_HZ // 2, RATE_HZ))
+
+
+def tone(count: int) -> list[Any]:
+    """Return frames of a sound of 20 ms each, whose samples rise from frame to frame."""
+    frames = []
+    for i in range(count):
+        frame = av.AudioFrame.from_ndarray(np.full((1, 882), (i + 1) / 100, np.float32), format="fltp", layout="mono")
+        frame.sample_rate, frame.time_base, frame.pts = RATE_HZ, Fraction(1, RATE_HZ), 882 * i
+        frames.append(frame)
+    return frames
+
+
+def placed(frames: list[Any]) -> npt.NDArray[np.float32]:
+    """Return what is heard at the middle of each 20 ms, by a hundredth, of a second of frames that come in order."""
+    resampler, buffer = Resampler(), SoundBuffer()
+    for piece in [*(piece for frame in frames for piece in resampler.add(frame)), *resampler.end(), NO_MORE]:
+        buffer.add(*piece)
+    return np.round(100 * buffer.read(1.0, RATE_HZ)[441::882])
+
+
+@pytest.mark.parametrize(
+    ("place", "shift_s"), [(place, shift_s) for place in (0, 1, 20, 38) for shift_s in (0.1, 0.5, 20.0)] + [(20, -0.3)]
+)
+def test_one_wrong_time_stamp_moves_nothing(place: int, shift_s: float) -> None:
+    frames = tone(40)
+    frames[place].pts += round(shift_s * RATE_HZ)
+    assert placed(frames).tolist() == [*range(1, 41), *[0] * 10]
+
+
+def test_a_gap_is_one_when_the_next_frame_says_so() -> None:
+    frames = tone(40)
+    for frame in frames[20:]:
+        frame.pts += 882 * 10
+    assert placed(frames).tolist() == [*range(1, 21), *[0] * 10, *range(21, 41)]
+    late = tone(3)
+    late[2].pts += 882 * 5  # the last one, behind which nothing is
+    assert placed(late).tolist() == [1, 2, *[0] * 5, 3, *[0] * 42]
+
+
+def test_sound_without_time_stamps_follows_what_was_before() -> None:
+    frames = tone(40)
+    for frame in frames[1::3]:
+        frame.pts = None
+    assert placed(frames).tolist() == [*range(1, 41), *[0] * 10]

@@ -17,7 +17,8 @@ VIDEO, AUDIO, TICKS_HZ = 0, 1, 1000
 
 class Streams(list[Any]):
     def __init__(self, has_sound: bool) -> None:
-        streams = [SimpleNamespace(index=index, time_base=Fraction(1, TICKS_HZ)) for index in (VIDEO, AUDIO)]
+        base = Fraction(1, TICKS_HZ)
+        streams = [SimpleNamespace(index=i, time_base=base, codec_context=None) for i in (VIDEO, AUDIO)]
         super().__init__(streams if has_sound else streams[:1])
         self.audio = self[1:]
 
@@ -81,3 +82,23 @@ def test_more_frames_than_are_allowed_end_the_reading(monkeypatch: pytest.Monkey
     with pytest.raises(RecordingError, match=r"a\.ts holds more frames than the 9 that are allowed") as caught:
         survey(seconds(VIDEO, 0, 1000))
     assert caught.value.reason == "over_limit"
+
+
+class Packet(bytearray):
+    """A packet of the picture with content."""
+
+    def __init__(self, content: bytes, stamp: int) -> None:
+        super().__init__(content)
+        self.size, self.stream_index, self.pts, self.dts = len(content), VIDEO, stamp, stamp
+        self.duration, self.is_discard = TICKS_HZ, False
+
+
+@pytest.mark.parametrize(("codec", "num_shown"), [("vp8", 3), ("vp9", 4)])
+def test_frames_of_vp8_that_are_never_shown_are_none(codec: str, num_shown: int) -> None:
+    container = Written([], has_sound=False)
+    container.streams[VIDEO].codec_context = SimpleNamespace(name=codec)
+    first_bytes = (0x10, 0x00, 0x11, 0x31)  # key frame, hidden one, two that refer to others
+    packets = [Packet(bytes([byte, 9]), TICKS_HZ * i) for i, byte in enumerate(first_bytes)]
+    container.demux = lambda _: iter(packets)  # type: ignore[method-assign]
+    found = Survey(container, Path("a.webm"), container.streams[VIDEO])
+    assert (found.num_packets, len(found.stamps()[0])) == (num_shown, num_shown)

@@ -276,13 +276,13 @@ def test_a_codec_that_gives_back_other_values_keeps_nothing(
     tmp_path: Path, dtype: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache = make_cache(tmp_path, dtype, compress="zstd")
-    soundly = writer_page._ViewWriter._write
+    soundly = writer_page._ArrayWriter._write
 
     def unsoundly(view: Any) -> None:
         soundly(view)
         view.array[3] = view.array[4]
 
-    monkeypatch.setattr(writer_page._ViewWriter, "_write", unsoundly)
+    monkeypatch.setattr(writer_page._ArrayWriter, "_write", unsoundly)
     with pytest.raises(UsageError, match=r"^a/video reads as other values after compression by zstd than before"):
         write(cache, features(9))
     assert (cache.recordings(), left_aside(cache.path)) == ([], [])

@@ -18,7 +18,7 @@ from contextlib import AbstractContextManager, suppress
 from threading import Lock
 from typing import Any, NamedTuple, TypeVar, cast
 
-from avfuse.engines import Engine, Job, OnProgress, Worker
+from avfuse.engines import MAX_RETRIES, Engine, Job, OnProgress, Worker
 from avfuse.engines._cluster import connected, first_line, room_for
 from avfuse.engines._dispatch import (
     MAKING_S,
@@ -88,21 +88,30 @@ class RayEngine(Engine):
             yield from dispatch(crew, recordings, min(num_workers or room, room), on_progress, self._stall_s)
 
     def ask(self, function: Callable[[], _Answer]) -> _Answer:
-        """Return what a function returns in an actor, which takes of its machine what a worker does."""
+        """Return what a function returns in an actor, which takes of its machine what a worker does.
+
+        One that dies is replaced as often as one with a recording is.
+        """
         with self._connected(1):
-            room_for(self._takes)
-            post = _hire(self._takes).remote(logging.getLogger().getEffectiveLevel())
-            try:
-                self._await_room(post)
-                answer, error = ray.get(post.answer.remote(pickle.dumps(function), sys.path))
-            except RayError as ending:
-                told = f"the one that was asked {_tell_end(ending)}"
-                raise ChildProcessError(errno.ECHILD, f"no worker could be made to extract with: {told}") from ending
-            finally:
-                with suppress(RayError):
-                    ray.kill(post)
-        if error is not None:
-            raise error
+            for attempt in range(1 + MAX_RETRIES):
+                room_for(self._takes)
+                post = _hire(self._takes).remote(logging.getLogger().getEffectiveLevel())
+                try:
+                    self._await_room(post)
+                    answer, error = ray.get(post.answer.remote(pickle.dumps(function), sys.path))
+                except RayError as ending:
+                    told = f"the one that was asked {_tell_end(ending)}"
+                    log.warning("%s", told)
+                    if attempt == MAX_RETRIES:
+                        told = f"no worker could be made to extract with: {told}"
+                        raise ChildProcessError(errno.ECHILD, told) from ending
+                    continue
+                finally:
+                    with suppress(RayError):
+                        ray.kill(post)
+                if error is not None:
+                    raise error
+                break
         return cast(_Answer, answer)
 
     def _connected(self, num_workers: int) -> AbstractContextManager[None]:
