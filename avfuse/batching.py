@@ -294,7 +294,7 @@ def _by_ticket(items: list[_Item]) -> list[list[_Item]]:
 
 
 def _too_much(error: BaseException, device: torch.device) -> MemoryError:
-    told = MemoryError(f"a single clip is too much for the memory of {device}")
+    told = MemoryError(f"the smallest batch (a clip, and one that fills it up) is too much for the memory of {device}")
     told.__cause__ = error
     return told
 

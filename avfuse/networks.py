@@ -21,7 +21,7 @@ from avfuse.schema import UsageError
 from avfuse.spec import CacheSpec
 from avfuse.timeline import CLIP_DILATION, CLIP_FRAMES, SAMPLE_RATE_HZ, SOUND_INTERVALS
 
-PIPELINE_VERSION = 3  # to be raised whenever the same settings give other features
+PIPELINE_VERSION = 4  # to be raised whenever the same settings give other features
 
 
 @dataclass(frozen=True)
