@@ -52,13 +52,18 @@ def as_line(text: str) -> str:
     return _UNSEEN.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
 
 
+def as_lines(text: str) -> str:
+    """Return a text as `as_line` does, but with its ends of lines."""
+    return "\n".join(map(as_line, text.split("\n")))
+
+
 def say(text: str, err: bool = False) -> None:
     """Write a line to standard output, or error."""
     click.echo(as_line(text), err=err)
 
 
 def _with_unseen_written(record: logging.LogRecord) -> bool:
-    record.msg, record.args = "\n".join(map(as_line, record.getMessage().split("\n"))), ()
+    record.msg, record.args = as_lines(record.getMessage()), ()
     return True
 
 
@@ -127,16 +132,16 @@ def print_table(table: ReportTable) -> None:
 
     out = make_console(stderr=False)
     if table.title:
-        out.print(Text(as_line(table.title), style="bold"))
+        out.print(Text(as_lines(table.title), style="bold"))
     shown = Table()
     first = max((len(row[0]) for row in table.rows if row), default=0)
     for position, column in enumerate(table.columns):
         shown.add_column(column, overflow="fold", no_wrap=position == 0 and first <= MAX_UNBROKEN_SHARE * out.width)
     for row in table.rows:
-        shown.add_row(*(Text(as_line(cell)) for cell in row))
+        shown.add_row(*(Text(as_lines(cell)) for cell in row))
     out.print(shown)
     for note in table.notes:
-        out.print(Text(as_line(note)), soft_wrap=True)
+        out.print(Text(as_lines(note)), soft_wrap=True)
 
 
 def print_rows(columns: tuple[str, ...], rows: Iterable[tuple[str, ...]], title: str = "") -> None:
