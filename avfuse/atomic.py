@@ -18,7 +18,7 @@ import shutil
 import socket
 import time
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -174,19 +174,21 @@ def is_of_dead_writer(name: str) -> bool:
     return found is not None and not found[0] and not _is_alive(int(found[1]))
 
 
-def describe_files(folder: Path) -> dict[str, dict[str, Any]]:
-    """Return length and sha256 of every file below a folder, by its path in it."""
+def describe_files(folder: Path, on_file: Callable[[], object] = lambda: None) -> dict[str, dict[str, Any]]:
+    """Return length and sha256 of every file below a folder, by its path in it; `on_file` is called for each."""
     described = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        on_file()
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         described[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "sha256": digest}
     return described
 
 
-def flush_tree(folder: Path) -> None:
-    """Flush a folder and everything below it to disk."""
+def flush_tree(folder: Path, on_file: Callable[[], object] = lambda: None) -> None:
+    """Flush a folder and everything below it to disk; `on_file` is called for each."""
     for path in (*folder.rglob("*"), folder):
+        on_file()
         flush(path)
 
 

@@ -16,6 +16,7 @@ is another store, so a stale feature can never be read.
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -36,6 +37,7 @@ from avfuse.stores import METADATA, Store, quote
 log = logging.getLogger(__name__)
 
 LOCAL_STORES = ("directory", "hdf5")  # paths lead to these; to the others, addresses that begin with their name
+_OF_THE_MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE)  # another place would be no remedy
 FEATURES = "features"  # the folder of the stores below a home
 
 
@@ -162,6 +164,8 @@ class FeatureCache:
         ------
         UsageError
             If the place cannot be written to, or what is there was made with other settings.
+        OSError
+            If its disk is full, or fails.
         """
         try:
             store = store_for(home, spec)
@@ -173,6 +177,8 @@ class FeatureCache:
                 if store.metadata(group) is None:
                     store.write_metadata(group, seal({}))
         except OSError as error:
+            if error.errno in _OF_THE_MACHINE:
+                raise
             raise UsageError(
                 f"the cache {home} cannot be written to ({error.strerror or error}); "
                 f"give a folder that can be, with {knob}"

@@ -26,7 +26,7 @@ import av
 import av.error
 from av.stream import Disposition
 
-from avfuse.schema import RecordingError
+from avfuse.schema import PassingError, RecordingError
 
 log = logging.getLogger(__name__)
 
@@ -68,9 +68,9 @@ def open_file(path: Path) -> Any:
     try:
         # As a URL, no name is taken for one of another protocol. FFmpeg hands on to codecs what is not the container's.
         container = av.open(f"file:{path.absolute()}", options=_CODEC | _CONTAINER, **_OPEN)
-    except av.error.MemoryError as error:  # of an MP4 with too many streams, or with an index of absurd size
-        found = f"{path} holds more than {MAX_STREAMS} streams, or an index larger than the memory"
-        raise RecordingError("over_limit", found) from error
+    except av.error.MemoryError as error:  # of an MP4 with too many streams, or an index of absurd size, or just now
+        found = f"{path} holds more than {MAX_STREAMS} streams, or an index larger than the memory that is there now"
+        raise PassingError("over_limit", found) from error
     except (av.error.FFmpegError, OSError, ValueError) as error:
         found = f"{path} is not a video that can be opened ({getattr(error, 'strerror', None) or error})"
         hint = "it may be of another kind, damaged, or a playlist, which is not followed"
@@ -133,7 +133,7 @@ class Packets:
 
     Attributes
     ----------
-    break_off : str or None
+    break_off : FFmpegError or None
         What ended the reading before the end of the file.
     """
 
@@ -142,7 +142,7 @@ class Packets:
         self._name = container.name.removeprefix("file:")
         self._streams = streams
         self._on_packet = on_packet
-        self.break_off: str | None = None
+        self.break_off: av.error.FFmpegError | None = None
 
     def __iter__(self) -> Iterator[Any]:
         num_failures = 0
@@ -154,7 +154,7 @@ class Packets:
                         self.break_off, num_failures = None, 0
                         yield packet
             except av.error.FFmpegError as error:
-                self.break_off, num_failures = str(error), num_failures + 1
+                self.break_off, num_failures = error, num_failures + 1
                 continue
             except IndexError:  # at the end PyAV stumbles over streams that appeared midway, of which it knows nothing
                 log.warning("%s has streams that appear midway; they are left out", self._name)
@@ -183,7 +183,7 @@ class Extent:
         if stamp * unit_s - self._start_s > MAX_DURATION_S or self._start_s < self._end_s - 2 * MAX_DURATION_S:
             _refuse_length(self._path, "its time stamps", max(self._end_s, stamp * unit_s) - self._start_s)
 
-    def missing_end(self, break_off: str | None) -> list[RecordingError]:
+    def missing_end(self, break_off: av.error.FFmpegError | None) -> list[RecordingError]:
         """Return an error if the file breaks off, or ends, in all its streams, before its header says."""
         if break_off is not None:
             return [RecordingError("truncated", f"{self._path} breaks off at {self._end_s:.3f} s: {break_off}")]

@@ -23,6 +23,7 @@ from avfuse.schema import RecordingError, row_tolerance
 log = logging.getLogger(__name__)
 
 CROP_PX = 112
+MAX_CROP_BYTES = 64 * 2**20
 # Where eyes, nose and mouth corners lie in an aligned crop: the five-point template of ArcFace (Deng et al., 2019).
 TEMPLATE_PX = ((38.2946, 51.6963), (73.5318, 51.5014), (56.0252, 71.7366), (41.5493, 92.3655), (70.7299, 92.2041))
 ALIGNED_PX = 2**22  # pixels, of pictures or of crops before they are averaged, that are sampled at a time
@@ -225,6 +226,8 @@ class CroppedFaces:
 def _read_crop(path: Path) -> Pixels | None:
     """Return the pixels (112, 112, 3) of an aligned image, None if they cannot be decoded."""
     try:
+        if path.stat().st_size > MAX_CROP_BYTES:
+            return None
         content = path.read_bytes()
     except OSError as error:  # the disk's fault, not the image's: it would be the next images' too
         raise RecordingError("missing_crops", f"{path} cannot be read ({error.strerror})") from error

@@ -188,8 +188,15 @@ def list_failures(options: CacheFailuresOptions) -> FailureList:
     """
     cache = FeatureCache.find(cache_home(options.store))
     failures = [item for item in cache.ledger.failures() if not options.reason or item.reason in options.reason]
-    kept = [] if options.reason else [item for item in cache.recordings() if item.missing or item.losses]
+    kept = [] if options.reason else [item for item in _with_metadata(cache) if item.missing or item.losses]
     return FailureList(str(cache.path), tuple(failures), tuple(map(_tell_incomplete, kept)))
+
+
+def _with_metadata(cache: FeatureCache) -> list[CachedRecording]:
+    """Return the recordings whose metadata can be read, whatever became of their values, sorted by name."""
+    found = cache.store.metadata_below(RECORDINGS).items()
+    items = [CachedRecording(cache.store, group, (content, None)) for group, content in found]
+    return sorted((item for item in items if item.attributes), key=lambda item: item.name)
 
 
 def _tell_incomplete(item: CachedRecording) -> Incomplete:

@@ -12,6 +12,7 @@ from typing import Any
 from avfuse.schema import UsageError
 
 HALF_A_WINDOW = "half a window"
+_MAX_SHARD_LETTERS = 20
 
 PROTOCOLS: dict[str, dict[str, Any]] = {
     "default": {
@@ -130,9 +131,10 @@ def parse_shard(text: str) -> tuple[int, int]:
         If it is not I/N with 1 <= I <= N.
     """
     index, separator, number = text.partition("/")
-    if separator and index.isdecimal() and number.isdecimal() and 1 <= int(index) <= int(number):
+    is_short = len(text) <= _MAX_SHARD_LETTERS
+    if is_short and separator and index.isdecimal() and number.isdecimal() and 1 <= int(index) <= int(number):
         return int(index) - 1, int(number)
-    raise UsageError(f"--shard {text}: expected share I of N as I/N, for example 2/8")
+    raise UsageError(f"--shard {text[:_MAX_SHARD_LETTERS]}: expected share I of N as I/N, for example 2/8")
 
 
 def parse_place(text: str) -> Path | str:

@@ -35,7 +35,7 @@ from avfuse.container import (
 )
 from avfuse.schema import MAX_ROW_DIFFERENCE, RecordingError
 from avfuse.sound import NO_MORE, Resampler, Sound
-from avfuse.survey import Survey, decoded_stamps
+from avfuse.survey import Survey, certainly, decoded_stamps
 from avfuse.timeline import SAMPLE_RATE_HZ, Timeline
 
 log = logging.getLogger(__name__)
@@ -84,13 +84,19 @@ class Losses:
 def probe(path: Path, on_packet: Callable[[], object] = lambda: None) -> Timeline:
     """Read the time stamps of a file's video packets, without decoding.
 
-    `on_packet` is called with every packet; what it raises ends the reading.
+    `on_packet` is called with every packet; what it raises ends the reading. A file that breaks off is looked at twice,
+    and read to its end: it may be the disk, or a server, that failed.
 
     Raises
     ------
     RecordingError
-        With reason ``missing_file``, ``unreadable``, ``over_limit``, ``no_video_stream`` or ``truncated``.
+        With reason ``missing_file``, ``unreadable``, ``over_limit``, ``no_video_stream`` or ``truncated``; it may pass
+        (`PassingError`) where the file cannot be read.
     """
+    return certainly(lambda: _probe(path, on_packet), path, on_packet)
+
+
+def _probe(path: Path, on_packet: Callable[[], object]) -> Timeline:
     with open_file(path) as container:
         stream = video_stream(container, path)
         survey = Survey(container, path, stream, on_packet)
@@ -139,8 +145,12 @@ def probe_sound(path: Path, on_packet: Callable[[], object] = lambda: None) -> T
     Raises
     ------
     RecordingError
-        With reason ``missing_file``, ``unreadable``, ``over_limit``, ``no_audio_stream`` or ``truncated``.
+        With reason ``missing_file``, ``unreadable``, ``over_limit``, ``no_audio_stream`` or ``truncated``; as `probe`.
     """
+    return certainly(lambda: _probe_sound(path, on_packet), path, on_packet)
+
+
+def _probe_sound(path: Path, on_packet: Callable[[], object]) -> Timeline:
     with open_file(path) as container:
         audio_stream(container, path)
         survey = Survey(container, path, None, on_packet)
@@ -197,7 +207,7 @@ class Reading:
         self._path = path
         self._timeline = timeline
         self._containers: list[Any] = []
-        self._break_offs: list[str] = []
+        self._break_offs: list[Exception] = []
         is_apart = sound and picture and timeline.sound_lag_s > MAX_LAG_S
         try:
             container = self._open()

@@ -59,7 +59,8 @@ def describe_error(error: Exception) -> tuple[int, str, str]:
 def may_pass(error: Exception) -> bool:
     """Whether another try may succeed with these very files, as when a server did not answer for a while.
 
-    That a disk cannot be read is believed of the system, not of FFmpeg, which says so of damage, too.
+    That a disk cannot be read is believed of the system, not of FFmpeg, which says so of damage, too: there the file is
+    read once more (`avfuse.survey.certainly`).
     """
     return any(
         isinstance(cause, PassingError)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import os
 import re
 import stat
 import unicodedata
@@ -199,7 +200,7 @@ def list_crops(recording: Recording) -> dict[int, Path]:
     """Return the aligned images of a recording by the index of their frame: ``00001.jpg`` is that of frame 0.
 
     Numbers have five digits, or more from 100000 on. Of ``.jpg``, ``.jpeg`` and ``.png`` the first that is there
-    counts; other files are no aligned images.
+    counts; other files are no aligned images, nor are links that lead out of the folder above.
 
     Raises
     ------
@@ -211,7 +212,9 @@ def list_crops(recording: Recording) -> dict[int, Path]:
     if folder is None:
         raise RecordingError("missing_crops", f"the corpus has no folder of aligned images of {recording.name}")
     try:
-        found = [path for path in folder.iterdir() if _is_crop(path)]
+        inside = folder.parent.resolve()
+        with os.scandir(folder) as entries:
+            found = [Path(entry.path) for entry in entries if _is_crop(entry, inside)]
     except OSError as error:
         raise RecordingError("missing_crops", f"{folder} cannot be read ({error.strerror})") from error
     found.sort(key=lambda path: (CROP_SUFFIXES.index(path.suffix.lower()), path.name), reverse=True)
@@ -225,8 +228,12 @@ def list_crops(recording: Recording) -> dict[int, Path]:
     return dict(sorted(images.items()))
 
 
-def _is_crop(path: Path) -> bool:
-    return bool(_CROP_NUMBER.fullmatch(path.stem)) and path.suffix.lower() in CROP_SUFFIXES and path.is_file()
+def _is_crop(entry: os.DirEntry[str], inside: Path) -> bool:
+    """Whether a file is named as an aligned image, and is no link that leads out of a folder."""
+    path = Path(entry.path)
+    if not _CROP_NUMBER.fullmatch(path.stem) or path.suffix.lower() not in CROP_SUFFIXES or not entry.is_file():
+        return False
+    return not entry.is_symlink() or path.resolve().is_relative_to(inside)
 
 
 def _digest_crops(recording: Recording, on_read: Callable[[], object]) -> str:

@@ -7,14 +7,16 @@ from array import array
 from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from avfuse.container import MAX_FRAMES, Extent, Packets, decode, open_file, video_stream
-from avfuse.schema import RecordingError
+from avfuse.schema import PassingError, RecordingError
 
+_Found = TypeVar("_Found")
+_READ_BYTES = 2**22
 _VP8_SHOWN = 0x10  # of the first byte of a frame
 _PACKED = re.compile(rb"DivX\d+(?:Build|b)\d+p")  # how encoders say that packets of MPEG-4 hold several frames
 _REORDERED_FRAMES = 32  # that may lie between a frame's place in the file and the one in which it shows, and more
@@ -126,6 +128,38 @@ class Survey:
         first_s, last_s = self._picture_s
         heard_s = first_s if self.sound_start_s is None else max(first_s, self.sound_end_s)
         self.lag_s = max(self.lag_s, abs(last_s - heard_s))
+
+
+def certainly(look: Callable[[], _Found], path: Path, on_read: Callable[[], object]) -> _Found:
+    """Return what a look at a file finds; where that is a file that breaks off, look again, and see if it can be read.
+
+    Raises
+    ------
+    PassingError
+        With reason ``truncated``, if it breaks off, and cannot be read to its end.
+    RecordingError
+        What the look raises.
+    """
+    try:
+        return look()
+    except RecordingError as error:
+        if error.reason != "truncated":
+            raise
+    try:
+        return look()
+    except RecordingError as error:
+        if error.reason == "truncated":
+            _read_through(path, on_read)
+        raise
+
+
+def _read_through(path: Path, on_read: Callable[[], object]) -> None:
+    try:
+        with path.open("rb") as file:
+            while file.read(_READ_BYTES):
+                on_read()
+    except OSError as error:
+        raise PassingError("truncated", f"{path} cannot be read to its end ({error.strerror})") from error
 
 
 def decoded_stamps(path: Path, on_packet: Callable[[], object]) -> tuple[npt.NDArray[np.int64], int]:

@@ -28,7 +28,7 @@ PLAIN_WIDTH = 160
 MAX_UNBROKEN_SHARE = 0.4  # of the width of a table, for a first column whose cells stay on one line
 # What may stand in a file's name and would have a terminal do something, or cannot be written: control characters,
 # those that turn the direction of text, and bytes that are no Unicode.
-_UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+_UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def set_up_logging(verbose: bool, quiet: bool) -> None:
@@ -44,7 +44,8 @@ def set_up_logging(verbose: bool, quiet: bool) -> None:
         handler = logging.StreamHandler()
         layout = "%(asctime)s %(levelname)s %(message)s"
     handler.addFilter(_with_unseen_written)
-    logging.basicConfig(level=level, format=layout, handlers=[handler], force=True)
+    handler.setFormatter(_Formatter(layout))
+    logging.basicConfig(level=level, handlers=[handler], force=True)
 
 
 def as_line(text: str) -> str:
@@ -63,8 +64,16 @@ def say(text: str, err: bool = False) -> None:
 
 
 def _with_unseen_written(record: logging.LogRecord) -> bool:
-    record.msg, record.args = as_lines(record.getMessage()), ()
+    # Lines behind the first are moved in: none of them can be taken for a record of its own.
+    record.msg, record.args = as_lines(record.getMessage()).replace("\n", "\n    "), ()
     return True
+
+
+class _Formatter(logging.Formatter):
+    """Writes out what would not be seen in tracebacks, too."""
+
+    def formatException(self, ei: Any) -> str:
+        return as_lines(super().formatException(ei))
 
 
 def make_console(stderr: bool = True) -> Console:

@@ -14,11 +14,12 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -47,6 +48,7 @@ DECODED_AHEAD_PX = DECODED_AHEAD * 1920 * 1080  # of these frames, of which ther
 BATCHES_AHEAD = 1  # of one recording, between the detector and the writer, beside one for each thread that encodes
 CLIPS_AT_ONCE = 8  # that a recording hands in, for batches of any size
 SIDE_BY_SIDE_CPU, SIDE_BY_SIDE_GPU = 2, 16
+_Item = TypeVar("_Item")
 
 
 @dataclass(frozen=True)
@@ -209,16 +211,18 @@ class _Extraction:
         timeline = self._timeline()
         grid = ClipGrid.lay(timeline, options.hop)
         target_FE, rows = footage.frame_targets(recording, timeline, self._corpus)
+        alive = partial(self._tell, grid.num_clips)
         faces = footage.open_faces(recording, timeline.num_frames, self._networks.detector, options)
         with ExitStack() as stack:
             reading = footage.open_reading(recording, timeline, grid, faces, options, self._lacking)
             stack.callback(reading.close)
             num_ahead = max(1, min(DECODED_AHEAD, DECODED_AHEAD_PX // max(1, reading.num_pixels)))
             ahead = stack.enter_context(Ahead(reading, num_ahead, f"decode {recording.name}"))
-            writer = stack.enter_context(RecordingWriter(self._cache, recording.name, self._source))
+            writer = stack.enter_context(RecordingWriter(self._cache, recording.name, self._source, alive))
             user = stack.enter_context(self._batcher.user())
             writer.begin(grid.num_clips)
-            for video_BKYXC, sound_BS in footage.clips(recording, timeline, grid, faces, self._clips_at_once, ahead):
+            items = _telling(ahead, alive)
+            for video_BKYXC, sound_BS in footage.clips(recording, timeline, grid, faces, self._clips_at_once, items):
                 self._submit(user, video_BKYXC, sound_BS)
                 if len(self._pending) > self._parts_ahead:
                     self._write(user, writer, grid.num_clips)
@@ -251,6 +255,9 @@ class _Extraction:
         probe = media.probe_sound if self._lacking == "video" else media.probe
         return probe(self._recording.path, partial(self._on_progress, 0, 1))
 
+    def _tell(self, num_clips: int) -> None:
+        self._on_progress(self._num_written, num_clips)
+
     def _submit(self, user: User, video_BKYXC: Tensor, sound_BS: npt.NDArray[np.float32]) -> None:
         """Hand a batch of clips to the encoders, in all views."""
         maps: list[Ticket] = []
@@ -279,7 +286,14 @@ class _Extraction:
         audio_BA = np.zeros((count, *shapes[1]), np.float32) if sound is None else user.wait(sound)
         writer.append(maps[0], audio_BA, *maps[1:])
         self._num_written += count
-        self._on_progress(self._num_written, num_clips)
+        self._tell(num_clips)
+
+
+def _telling(items: Iterable[_Item], tell: Callable[[], None]) -> Iterator[_Item]:
+    """Yield items, and tell of each: clips may lie far apart."""
+    for item in items:
+        tell()
+        yield item
 
 
 def _receipt(recording: Recording, face_share_N: npt.NDArray[np.float32], rows: RowCount | None) -> Receipt:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from itertools import product
@@ -37,12 +37,13 @@ class RecordingWriter:
     Clips are appended in batches; at most one chunk of each view is held in memory. `commit` puts the recording in
     place; leaving the ``with`` statement without it removes what was written. Maps are turned into halves, pooled, and
     turned into bytes, as the store's spec has it; bytes want the range of the whole recording, so that halves are kept
-    on disk until then.
+    on disk until then. `on_step` is called now and then while `commit` is at work.
     """
 
     cache: FeatureCache
     name: str
     source: Source
+    on_step: Callable[[], object] = lambda: None
 
     def __enter__(self) -> RecordingWriter:
         self._aside = self.cache.store.aside()
@@ -149,7 +150,7 @@ class RecordingWriter:
             self._read_back(maps)
         for name, values in small.items():
             self._create(name, values.shape, values.dtype)[...] = values
-        files = atomic.describe_files(self._aside)
+        files = atomic.describe_files(self._aside, self.on_step)
         self._check_files(files)
         attributes: dict[str, Any] = {
             "recording": self.name,
@@ -161,7 +162,7 @@ class RecordingWriter:
             "files": {file: entry for file, entry in files.items() if file != METADATA},
         }
         (self._aside / METADATA).write_bytes(seal(attributes))
-        atomic.flush_tree(self._aside)
+        atomic.flush_tree(self._aside, self.on_step)
 
     def _shaped(self, values_NCHW: npt.NDArray[Any]) -> npt.NDArray[np.float16]:
         half_NCHW = values_NCHW.astype(np.float16)
@@ -172,6 +173,7 @@ class RecordingWriter:
         for view, (name, described) in zip(self._views, maps.items(), strict=True):
             digest = hashlib.sha256()
             for start in range(0, self._num_clips, view.chunk_clips):
+                self.on_step()
                 digest.update(np.ascontiguousarray(view.array[start : start + view.chunk_clips]).data)
             if digest.hexdigest() != described["sha256"]:
                 raise UsageError(
@@ -198,6 +200,7 @@ class RecordingWriter:
         )
         for spool, view in zip(self._spools, self._views, strict=True):
             for half_NCHW in spool.read(view.chunk_clips):
+                self.on_step()
                 view.append(to_bytes(half_NCHW, scale_C, offset_C))
         return {"video_scale": scale_C, "video_offset": offset_C}
 

@@ -106,7 +106,7 @@ def test_out_of_memory_halves_the_batch_and_goes_on(caplog: pytest.LogCaptureFix
 
 
 def test_a_single_clip_that_is_too_much_is_its_users_failure() -> None:
-    much = pytest.raises(MemoryError, match="the smallest batch .* is too much for the memory of cpu")
+    much = pytest.raises(MemoryError, match=r"the smallest batch .* is too much for the memory of cpu")
     with Batcher({"double": Doubling(most=1)}, 2, CPU) as batcher, batcher.user() as user, much as caught:
         double(user, torch.ones(2, 1))
     assert isinstance(caught.value.__cause__, torch.OutOfMemoryError)

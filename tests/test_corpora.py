@@ -1,5 +1,6 @@
 """Every registered corpus keeps the contract of `avfuse.corpora`; every fault in a trace is told with its line."""
 
+import errno
 import inspect
 import logging
 import math
@@ -24,7 +25,7 @@ from trees import (
 
 from avfuse import registry
 from avfuse.corpora import Corpus
-from avfuse.corpora._text import Faults
+from avfuse.corpora._text import Faults, read_lines
 from avfuse.corpora._traces import Row, parse_numbers, read_number
 from avfuse.corpora._tree import tree_of
 from avfuse.corpora.aff_wild2 import AffWild2Corpus
@@ -1373,3 +1374,36 @@ def test_fatigue_refuses_names_that_differ_in_the_suffix(tmp_path: Path) -> None
     put(tmp_path, "day1/first.avi")
     with pytest.raises(UsageError, match=r"two videos are named day1/first: .*first.avi and .*first.mp4"):
         FatigueCorpus(tmp_path)
+
+
+def test_a_folder_that_cannot_be_listed_for_now_ends_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody may train on other partitions because a server did not answer for a moment."""
+    for name in ("a", "b"):
+        put(tmp_path, f"{name}/video.mp4")
+    scandir = os.scandir
+
+    def failing(path: Any) -> Any:
+        if Path(path).name == "b":
+            raise OSError(number, os.strerror(number), str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", failing)
+    number = errno.EIO
+    with pytest.raises(OSError, match="Input/output error"):
+        tree_of(tmp_path, [".mp4"])
+    number = errno.EACCES
+    assert [path.parent.name for path in tree_of(tmp_path, [".mp4"]).files] == ["a"]
+
+
+def test_texts_larger_than_any_annotation_are_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    with path.open("wb") as file:
+        file.truncate(2**28 + 1)
+    with pytest.raises(AnnotationError, match=r"a\.csv, line 1: .* it has 256 MiB, 256 are allowed"):
+        read_lines(path)
+
+
+def test_a_path_that_no_file_can_have_is_a_fault_of_its_line(tmp_path: Path) -> None:
+    put(tmp_path, "manifest.csv", f"path,subject\n{'n' * 300}.mp4,a\n")
+    with pytest.raises(UsageError, match=r"manifest\.csv, line 2: expected a path below the root"):
+        FolderCorpus(tmp_path)

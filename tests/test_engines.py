@@ -23,7 +23,7 @@ from crews import ToyJob, ToyWorker, recordings, tries
 
 from avfuse import engines, registry
 from avfuse.engines import MAX_RETRIES, Engine
-from avfuse.engines._dispatch import Crew, Done, Event, Gone, Made, dispatch, sparse, tell_deaths
+from avfuse.engines._dispatch import MAX_ACCUSED, Crew, Done, Event, Gone, Made, dispatch, sparse, tell_deaths
 from avfuse.engines._process import portable
 from avfuse.engines.local import LocalEngine, num_cores
 from avfuse.schema import Receipt, Recording, RecordingError, UsageError
@@ -556,3 +556,35 @@ def test_time_in_which_nobody_listens_is_no_workers_silence(
         crew.now_s += 500.0  # spent with the receipt
     assert [receipt.recording for receipt in receipts] == ["00-good", "01-mute"]
     assert crew.killed_s == [100.0, 200.0, 300.0]
+
+
+class Murderous(PaperCrew):
+    """Workers that die of every recording but the good ones."""
+
+    def wait(self, timeout_s: float | None) -> Iterator[tuple[int, Event]]:
+        for rank, event in super().wait(timeout_s):
+            is_good = not isinstance(event, Done) or "good" in event.receipt.recording
+            yield rank, event if is_good else Gone("was ended by signal 4 (SIGILL)")
+
+
+def test_a_machine_on_which_every_worker_dies_blames_no_recording() -> None:
+    crew = Murderous(num_side_by_side=1)
+    with pytest.raises(
+        ChildProcessError, match=r"5 recordings killed .* none was finished: it may be this machine.*ILL"
+    ):
+        list(dispatch(crew, recordings(*["kill"] * 9), 1, lambda *_: None, 0.0))
+    assert len({name for _, name in crew.given}) == MAX_ACCUSED
+
+
+def test_recordings_are_to_blame_when_others_are_finished_or_none_is_left() -> None:
+    for fates in (["kill"] * 3, ["kill"] * 3 + ["good"] + ["kill"] * 5):
+        found = list(dispatch(Murderous(num_side_by_side=1), recordings(*fates), 1, lambda *_: None, 0.0))
+        assert sorted(receipt.recording for receipt in found) == [item.name for item in recordings(*fates)]
+        assert [item.failure.reason for item in found if item.failure] == ["worker_died"] * fates.count("kill")
+
+
+def test_no_wait_is_too_long_and_no_number_too_odd() -> None:
+    crew = PaperCrew(num_side_by_side=1)
+    assert len(list(dispatch(crew, recordings("good"), 1, lambda *_: None, 1e20))) == 1
+    with pytest.raises(UsageError, match="stall_s=nan; give seconds"):
+        LocalEngine(stall_s=float("nan"))

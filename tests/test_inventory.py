@@ -2,17 +2,26 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
-from toy import AUDIO, CHANNELS, MAP, add_recording, toy_spec
+from toy import AUDIO, CHANNELS, MAP, add_recording, toy_cache, toy_spec
 
 from avfuse.atomic import describe_files
 from avfuse.cache import FeatureCache
-from avfuse.cache_options import CacheExportOptions, CacheInfoOptions, CacheListOptions
+from avfuse.cache_options import CacheExportOptions, CacheFailuresOptions, CacheInfoOptions, CacheListOptions
 from avfuse.hdf5 import export_cache
-from avfuse.inventory import ArrayCount, CacheInfo, PartitionCount, StoreEntry, describe_cache, list_stores
+from avfuse.inventory import (
+    ArrayCount,
+    CacheInfo,
+    PartitionCount,
+    StoreEntry,
+    describe_cache,
+    list_failures,
+    list_stores,
+)
 from avfuse.schema import Failure, UsageError
 from avfuse.sealed import read_sealed, seal
 
@@ -150,3 +159,11 @@ def test_an_array_without_metadata_is_damage(tmp_path: Path, content: bytes | No
     (group / "zarr.json").write_bytes(seal(attributes))
     with pytest.raises(UsageError, match="recordings/a/video is damaged; see what is wrong with: avfuse cache verify"):
         describe_cache(CacheInfoOptions(store=cache.path))
+
+
+def test_failures_are_listed_beside_recordings_that_are_damaged(tmp_path: Path) -> None:
+    cache = toy_cache(tmp_path)
+    cache.ledger.record(Failure("bad", "no_face", "nobody"), None)
+    damaged = cache.recordings()[0]
+    shutil.rmtree(Path(cache.path) / damaged.group / "video")
+    assert [item.recording for item in list_failures(CacheFailuresOptions(cache.path)).failures] == ["bad"]

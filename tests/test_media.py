@@ -3,8 +3,8 @@
 import contextlib
 import struct
 from collections.abc import Callable, Sequence
-from itertools import pairwise
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 

@@ -210,3 +210,15 @@ def test_a_name_that_is_no_unicode_is_written_out() -> None:
     assert normal_name(name) == r"caf\xe9/t\xff"
     assert normal_name("cafe\u0301") == "caf\u00e9"
     assert folder_name(normal_name(name)) == "caf%5Cxe9%2Ft%5Cxff"
+
+
+def test_aligned_images_that_are_links_stay_in_the_corpus(tmp_path: Path) -> None:
+    folder, beside = tmp_path / "root" / "crops" / "v", tmp_path / "root" / "crops" / "w"
+    for place in (folder, beside):
+        place.mkdir(parents=True)
+    for path in (folder / "00001.jpg", beside / "00001.jpg", tmp_path / "secret.jpg"):
+        path.write_bytes(b"0")
+    (folder / "00002.jpg").symlink_to(beside / "00001.jpg")
+    (folder / "00003.jpg").symlink_to(tmp_path / "secret.jpg")
+    recording = Recording("v", tmp_path / "root" / "v.mp4", "train", "v", crops=folder)
+    assert list(list_crops(recording)) == [0, 1]

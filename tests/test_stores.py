@@ -1,6 +1,7 @@
 """Every store says the same of the same cache, and none shows half of what is put into it."""
 
 import errno
+import os
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -10,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 import s3
-from toy import add_recording, toy_spec
+from toy import add_recording, left_aside, toy_spec
 
-from avfuse import registry
+from avfuse import atomic, registry
 from avfuse.cache import RECORDINGS, FeatureCache, open_store
 from avfuse.cache_options import CacheExportOptions
 from avfuse.cached import group_of
@@ -273,3 +274,33 @@ def test_what_cannot_be_put_is_named_by_where_it_belongs(tmp_path: Path) -> None
     FeatureCache.create(tmp_path / "home", toy_spec(), {})  # makes it again
     assert store.put(write_group(store, 1), group)
     assert read_sealed(store.metadata(RECORDINGS)) == {}
+
+
+def test_what_somebody_else_removes_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, group = FeatureCache.create(tmp_path / "home", toy_spec(), {}).store, group_of("new")
+    assert store.put(write_group(store, 1), group)
+    rename = Path.rename
+
+    def late(path: Path, target: Path) -> Path:
+        shutil.rmtree(Path(store.location) / group, ignore_errors=True)
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", late)
+    store.remove(group)
+    assert store.metadata(group) is None
+    assert left_aside(store.location) == []
+
+
+def test_a_disk_that_is_full_is_not_a_place_that_was_given_wrongly(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(number, os.strerror(number), "there")
+
+    monkeypatch.setattr(atomic, "announce", full)
+    number = errno.ENOSPC
+    with pytest.raises(OSError, match="No space left on device"):
+        FeatureCache.create(tmp_path / "home", toy_spec(), {})
+    number = errno.EROFS
+    with pytest.raises(UsageError, match=r"cannot be written to .*; give a folder that can be"):
+        FeatureCache.create(tmp_path / "home", toy_spec(), {})

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from avfuse import survey as module
-from avfuse.schema import RecordingError
-from avfuse.survey import Survey
+from avfuse.schema import PassingError, RecordingError
+from avfuse.survey import Survey, certainly
 
 VIDEO, AUDIO, TICKS_HZ = 0, 1, 1000
 
@@ -102,3 +102,33 @@ def test_frames_of_vp8_that_are_never_shown_are_none(codec: str, num_shown: int)
     container.demux = lambda _: iter(packets)  # type: ignore[method-assign]
     found = Survey(container, Path("a.webm"), container.streams[VIDEO])
     assert (found.num_packets, len(found.stamps()[0])) == (num_shown, num_shown)
+
+
+def test_what_breaks_off_once_is_looked_at_again(tmp_path: Path) -> None:
+    path = tmp_path / "a.ts"
+    path.write_bytes(b"0" * 10)
+    ends = iter([RecordingError("truncated", "it breaks off"), None])
+
+    def look() -> str:
+        if (error := next(ends)) is not None:
+            raise error
+        return "found"
+
+    assert certainly(look, path, lambda: None) == "found"
+
+
+def test_what_cannot_be_read_to_its_end_may_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, num_read = tmp_path / "a.ts", []
+    path.write_bytes(b"0" * 10)
+
+    def look() -> str:
+        raise RecordingError("truncated", "it breaks off")
+
+    with pytest.raises(RecordingError, match="it breaks off") as caught:
+        certainly(look, path, lambda: num_read.append(1))
+    assert not isinstance(caught.value, PassingError)
+    assert num_read == [1]
+    path.unlink()
+    with pytest.raises(PassingError, match=r"a\.ts cannot be read to its end \(No such file") as caught:
+        certainly(look, path, lambda: None)
+    assert caught.value.reason == "truncated"

@@ -470,8 +470,10 @@ def test_reading_and_probing_are_signs_of_life(tmp_path: Path, opened: Any) -> N
     told: list[tuple[int, int]] = []
     worker.process(recordings["a"], lambda done, total: told.append((done, total)))
     num_before = told.index((7, 7))
-    assert set(told[:num_before]) == {(0, 1)}
-    assert num_before > len(CONSTANT)  # of every packet
+    assert set(told[:num_before]) == {(0, 1), (0, 7)}
+    assert told[:num_before].count((0, 1)) > len(CONSTANT)  # of every packet when it is probed
+    assert told[:num_before].count((0, 7)) > len(CONSTANT) / 4  # and of what is decoded
+    assert told[num_before:].count((7, 7)) > 10  # of every file that is put away
 
 
 def test_of_large_pictures_fewer_are_decoded_ahead(

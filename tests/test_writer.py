@@ -350,7 +350,7 @@ def test_a_recording_of_which_a_file_is_gone_is_not_committed(tmp_path: Path, lo
         (aside,) = [place for place in left_aside(cache.path) if (place / "video").exists()]
         describe = atomic.describe_files
 
-        def lose(folder: Path) -> Any:
+        def lose(folder: Path, on_file: Any) -> Any:
             place = aside / lost
             shutil.rmtree(place) if place.is_dir() else place.unlink()
             return describe(folder)

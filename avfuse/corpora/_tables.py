@@ -5,6 +5,7 @@ corpus, as it would put a person into the wrong partition; what is wrong with a 
 """
 
 import csv
+import os
 import unicodedata
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from avfuse.schema import PARTITIONS
 from avfuse.spec import normal_name
 
 IDENTITY = ("subject", "partition")
+_MAX_PART_BYTES = 255  # of the name of a file or folder
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,7 @@ def check_identity(faults: Faults, table: Table, row: Row, name: str, first: Row
 def check_place(faults: Faults, line: int, text: str, root: Path) -> None:
     """Note a path that is not below the root, by its steps or by a link."""
     expected = "a path below the root, with '/'"
-    if not is_plain(text):
+    if not is_plain(text) or max(len(os.fsencode(part)) for part in text.split("/")) > _MAX_PART_BYTES:
         faults.add(line, expected, shown(text), "write it like 'videos/session-1.mp4'")
     elif real := outside(root, place_of(root, text)):
         faults.add(line, expected, f"{shown(text)}, a link to {real}", "copy the file to where the link is")

@@ -13,6 +13,7 @@ from avfuse.schema import AnnotationError, Fault
 
 SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab"}
 _HEADER_BYTES = 65_536
+_MAX_BYTES = 256 * 2**20
 _SHOWN_CHARACTERS = 60
 _UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 _SAVE_AS_UTF8 = "save the file as UTF-8 text with comma-separated values"
@@ -95,8 +96,12 @@ def read_first_line(path: Path) -> str:
 
 def _open(path: Path) -> BinaryIO:
     """Open a file to be read, but no pipe or device: it may never end, or never begin."""
-    if not stat.S_ISREG(path.stat().st_mode):
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode):
         raise OSError(errno.EINVAL, "it is a folder, a pipe or a device")
+    if found.st_size > _MAX_BYTES:
+        told = f"it has {found.st_size / 2**20:,.0f} MiB, {_MAX_BYTES / 2**20:,.0f} are allowed"
+        raise OSError(errno.EFBIG, told)
     return path.open("rb")
 
 

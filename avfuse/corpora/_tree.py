@@ -1,5 +1,6 @@
 """What the corpora share about files: which there are below a root, and what they are called."""
 
+import errno
 import logging
 import os
 from collections.abc import Sequence
@@ -37,11 +38,23 @@ def tree_of(root: Path, suffixes: Sequence[str], closed: str = "") -> Tree:
         Endings of the files to return, in lower case.
     closed : str
         Pattern of the names of folders that are listed but not entered; none if empty.
+
+    Raises
+    ------
+    OSError
+        If a folder cannot be listed for another reason than its permissions: what lies there would be left out unseen,
+        and partitions that are drawn would be others.
     """
     endings = tuple(suffixes)
     files, folders, num_left_out = [], [], 0
     unread: list[OSError] = []
-    for folder, inside, names in os.walk(root, onerror=unread.append):
+
+    def note(error: OSError) -> None:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.ENOENT):
+            raise error
+        unread.append(error)
+
+    for folder, inside, names in os.walk(root, onerror=note):
         here = Path(folder)
         inside[:] = [name for name in inside if not is_hidden(name)]
         linked = {name for name in inside if (here / name).is_symlink()}

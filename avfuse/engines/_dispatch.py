@@ -22,6 +22,8 @@ log = logging.getLogger(__name__)
 
 PROGRESS_S = 0.1  # between two messages about one recording
 MAKING_S = 60.0  # a worker is given at least so long to be made
+LISTEN_S = 1.0  # at a time: a suspension of all processes counts for no longer
+MAX_ACCUSED = 5  # recordings that killed their workers before any was finished, from which it is the machine
 
 
 @dataclass(frozen=True)
@@ -116,13 +118,13 @@ def failed(recording: Recording, reason: str, message: str) -> Receipt:
 
 def sparse(on_progress: Callable[[int, int], None]) -> Callable[[int, int], None]:
     """Return a callback that passes on the first, the last, and now and then one of those between."""
-    last_s = -PROGRESS_S
+    last_s, was_end = -PROGRESS_S, False
 
     def tell(num_done: int, total: int) -> None:
-        nonlocal last_s
-        now_s = time.monotonic()
-        if num_done == total or now_s - last_s >= PROGRESS_S:
-            last_s = now_s
+        nonlocal last_s, was_end
+        now_s, is_end = time.monotonic(), num_done == total
+        if is_end > was_end or now_s - last_s >= PROGRESS_S:
+            last_s, was_end = now_s, is_end
             on_progress(num_done, total)
 
     return tell
@@ -140,6 +142,8 @@ def dispatch(
     ------
     UsageError
         If a worker says, when it is to be made, that something the user gave cannot be used.
+    ChildProcessError
+        If recordings kill their workers, one after the other, and none is finished: it is not they who are to blame.
     Exception
         What else keeps workers from being made: at once if none was ever there, or when there is none left.
     """
@@ -154,6 +158,7 @@ def dispatch(
                 desk.hand_out()  # before anybody looks at the receipts: workers need not wait for that
                 yield from receipts
             yield from desk.end_stalled()
+        yield from desk.condemn()
         in_order = True
     finally:
         crew.close(in_order=in_order)
@@ -190,7 +195,8 @@ class _Desk:
         self._hands: dict[int, _Hand] = {}
         self._free = list(reversed(range(min(num_workers, len(recordings)))))  # numbers of workers to be
         self._num_unmade: defaultdict[int, int] = defaultdict(int)  # workers in a row that ended before any receipt
-        self._was_made = False
+        self._was_made = self._was_any_finished = False
+        self._accused: list[Receipt] = []  # of recordings that killed their workers, while none was finished
         self._clock_s = 0.0  # the time spent listening
         self.stopped: Receipt | None = None
 
@@ -251,6 +257,9 @@ class _Desk:
 
     def _note(self, receipt: Receipt) -> Iterator[Receipt]:
         """Yield a receipt, or begin to stop with it: it is the last one then."""
+        if receipt.outcome in ("extracted", "failed"):
+            self._was_any_finished = True
+            yield from self.condemn()
         if receipt.outcome != "stopped":
             yield receipt
         elif self.stopped is None:
@@ -261,6 +270,7 @@ class _Desk:
     def listen(self) -> Iterator[tuple[int, Event]]:
         """Yield what has happened, or nothing when it is time to look for workers that have stalled."""
         patience_s, begun_s = self._patience_s(), time.monotonic()
+        patience_s = None if patience_s is None else min(patience_s, LISTEN_S)
         events = self._crew.wait(patience_s)
         first = next(events, None)
         if patience_s is not None:
@@ -300,7 +310,17 @@ class _Desk:
             if len(deaths) <= MAX_RETRIES:
                 self._suspects.append(recording)
             else:
-                yield failed(recording, "worker_died", tell_deaths(deaths))
+                self._accused.append(failed(recording, "worker_died", tell_deaths(deaths)))
+        if self._was_any_finished:
+            yield from self.condemn()
+        elif len(self._accused) >= MAX_ACCUSED and self.is_open:
+            told = f"{len(self._accused)} recordings killed their workers, none was finished: it may be this machine"
+            raise ChildProcessError(errno.ECHILD, f"{told}; the last worker {gone.how}")
+
+    def condemn(self) -> Iterator[Receipt]:
+        """Yield the receipts of recordings that killed their workers."""
+        accused, self._accused = self._accused, []
+        yield from accused
 
     def _give_up_number(self, rank: int, gone: Gone) -> None:
         """Count a worker that ended with nothing to do; make none in its place where that is of no use."""

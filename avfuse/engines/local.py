@@ -37,7 +37,7 @@ class LocalEngine(Engine):
     """
 
     def __init__(self, stall_s: float = 900.0) -> None:
-        if stall_s < 0:
+        if not stall_s >= 0:
             raise UsageError(f"engine 'local': stall_s={stall_s:g}; give seconds, or 0 to wait for ever")
         self._stall_s = stall_s
 

@@ -65,7 +65,7 @@ class RayEngine(Engine):
 
     def __init__(self, address: str = "", num_cpus: float = 1.0, num_gpus: float = 0.0, stall_s: float = 900.0) -> None:
         for name, value in (("num_cpus", num_cpus), ("num_gpus", num_gpus), ("stall_s", stall_s)):
-            if value < 0:
+            if not value >= 0:
                 raise UsageError(f"engine 'ray': {name}={value:g}; give a number from 0")
         if num_cpus == num_gpus == 0:
             raise UsageError("engine 'ray': num_cpus=0 num_gpus=0; a worker takes something of its machine")

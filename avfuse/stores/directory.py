@@ -8,7 +8,7 @@ import math
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -165,11 +165,15 @@ class DirectoryStore(Store):
     def remove(self, group: str) -> None:
         """Rename a group's folder away, then remove it."""
         folder = self._place / group
-        if folder.exists():
-            away = self.aside()
-            away.mkdir(parents=True)
-            folder.rename(away / "removed")
-            shutil.rmtree(away)
+        if not folder.exists():
+            return
+        away = self.aside()
+        away.mkdir(parents=True)
+        try:
+            with suppress(FileNotFoundError):  # somebody else has removed it meanwhile
+                folder.rename(away / "removed")
+        finally:
+            atomic.remove_tree(away, is_settled=True)
 
     def set_aside(self, path: str) -> str:
         """Rename a folder or a file into the folder of what was damaged."""
