@@ -84,7 +84,7 @@ class Losses:
 def probe(path: Path, on_packet: Callable[[], object] = lambda: None) -> Timeline:
     """Read the time stamps of a file's video packets, without decoding.
 
-    `on_packet` is called with every packet; what it raises ends the reading. A file that breaks off is looked at twice,
+    `on_packet` is called with every packet; what it raises ends the reading. A file that is damaged is looked at twice,
     and read to its end: it may be the disk, or a server, that failed.
 
     Raises

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import stat
 from array import array
 from collections.abc import Callable
 from itertools import chain
@@ -16,7 +17,8 @@ from avfuse.container import MAX_FRAMES, Extent, Packets, decode, open_file, vid
 from avfuse.schema import PassingError, RecordingError
 
 _Found = TypeVar("_Found")
-_READ_BYTES = 2**22
+_READ_BYTES = 2**19
+_DAMAGED = ("truncated", "unreadable")
 _VP8_SHOWN = 0x10  # of the first byte of a frame
 _PACKED = re.compile(rb"DivX\d+(?:Build|b)\d+p")  # how encoders say that packets of MPEG-4 hold several frames
 _REORDERED_FRAMES = 32  # that may lie between a frame's place in the file and the one in which it shows, and more
@@ -131,35 +133,36 @@ class Survey:
 
 
 def certainly(look: Callable[[], _Found], path: Path, on_read: Callable[[], object]) -> _Found:
-    """Return what a look at a file finds; where that is a file that breaks off, look again, and see if it can be read.
+    """Return what a look at a file finds; where that is damage, look again, and see if the file can be read at all.
 
     Raises
     ------
     PassingError
-        With reason ``truncated``, if it breaks off, and cannot be read to its end.
+        With reason ``truncated`` or ``unreadable``, if the file cannot be read to its end.
     RecordingError
         What the look raises.
     """
     try:
         return look()
     except RecordingError as error:
-        if error.reason != "truncated":
+        if error.reason not in _DAMAGED:
             raise
     try:
         return look()
     except RecordingError as error:
-        if error.reason == "truncated":
-            _read_through(path, on_read)
+        if error.reason in _DAMAGED:
+            _read_through(path, error.reason, on_read)
         raise
 
 
-def _read_through(path: Path, on_read: Callable[[], object]) -> None:
+def _read_through(path: Path, reason: str, on_read: Callable[[], object]) -> None:
     try:
-        with path.open("rb") as file:
-            while file.read(_READ_BYTES):
-                on_read()
+        if stat.S_ISREG(path.stat().st_mode):  # a pipe may never end
+            with path.open("rb", buffering=0) as file:
+                while file.read(_READ_BYTES):
+                    on_read()
     except OSError as error:
-        raise PassingError("truncated", f"{path} cannot be read to its end ({error.strerror})") from error
+        raise PassingError(reason, f"{path} cannot be read to its end ({error.strerror})") from error
 
 
 def decoded_stamps(path: Path, on_packet: Callable[[], object]) -> tuple[npt.NDArray[np.int64], int]:
