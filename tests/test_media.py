@@ -610,7 +610,7 @@ def test_probing_can_be_ended_at_any_packet(name: str, num_passes: int, tmp_path
         num_packets = sum(1 for _ in container.demux())  # the last one of each stream is empty
     total = count(10**9)
     num_found = num_packets + (num_passes - 1) * 121
-    assert total == num_found if num_passes == 1 else 2 * num_found + 1  # refused, looked at again, and read
+    assert total == (num_found if num_passes == 1 else 2 * num_found + 1)  # refused, looked at again, and read
     assert [count(limit) for limit in (1, 60, total - 1)] == [1, 60, total - 1]
 
 
