@@ -17,7 +17,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -240,7 +242,9 @@ def measure_stages(folder: Path, length_s: float) -> dict[str, Any]:
     worker, _, (first, *others) = start_worker(options)
     try:
         worker.process(first, lambda done, total: None)
-        receipts, cpu_s, wall_s = timed(lambda: [worker.process(item, lambda done, total: None) for item in others])
+        with ThreadPoolExecutor(worker.num_side_by_side) as pool:  # as engines have it work
+            process = partial(worker.process, on_progress=lambda done, total: None)
+            receipts, cpu_s, wall_s = timed(lambda: list(pool.map(process, others)))
     finally:
         worker.close()
     num_clips = sum(receipt.num_clips for receipt in receipts)
