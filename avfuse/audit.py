@@ -115,6 +115,7 @@ class _Tools:
     """What every recording is held against, and a check that raises `_Stopped` once the audit is to end."""
 
     corpus: Corpus
+    root: Path
     brings_crops: bool
     limits: Limits
     go_on: Callable[[], None]
@@ -163,7 +164,7 @@ def _audit_all(
             raise _Stopped
 
     brings_crops = any(recording.crops for recording in recordings)
-    tools = _Tools(corpus, brings_crops, Limits(options.max_drift_s, options.max_lost), go_on)
+    tools = _Tools(corpus, options.root, brings_crops, Limits(options.max_drift_s, options.max_lost), go_on)
     audited: dict[str, _Audited] = {}
     num_problems = 0
     pool = ThreadPoolExecutor(options.num_workers or os.cpu_count())
@@ -218,7 +219,7 @@ def _look_at_crops(recording: Recording, inspection: Inspection, tools: _Tools) 
     if not tools.brings_crops:
         return []
     try:
-        return list(judge_crops(recording, list_crops(recording), inspection.timeline))
+        return list(judge_crops(recording, list_crops(recording, tools.root), inspection.timeline))
     except RecordingError as error:
         return [Finding.of(recording, error.reason, str(error), recording.crops)]
 

@@ -69,8 +69,9 @@ def open_file(path: Path) -> Any:
         # As a URL, no name is taken for one of another protocol. FFmpeg hands on to codecs what is not the container's.
         container = av.open(f"file:{path.absolute()}", options=_CODEC | _CONTAINER, **_OPEN)
     except av.error.MemoryError as error:  # of an MP4 with too many streams, or an index of absurd size, or just now
-        found = f"{path} holds more than {MAX_STREAMS} streams, or an index larger than the memory that is there now"
-        raise PassingError("over_limit", found) from error
+        if _has_many_streams(path):
+            raise RecordingError("over_limit", f"{path} holds more streams than the {MAX_STREAMS} allowed") from error
+        raise PassingError("over_limit", f"{path} has an index larger than the memory that is there now") from error
     except (av.error.FFmpegError, OSError, ValueError) as error:
         found = f"{path} is not a video that can be opened ({getattr(error, 'strerror', None) or error})"
         hint = "it may be of another kind, damaged, or a playlist, which is not followed"
@@ -209,6 +210,16 @@ def _check_file(path: Path) -> None:
         raise RecordingError("unreadable", f"{path} is {kind}, no file")
     if found.st_size == 0:
         raise RecordingError("unreadable", f"{path} is empty (0 bytes)")
+
+
+def _has_many_streams(path: Path) -> bool:
+    """Whether a file that could not be opened with as many streams as are allowed can be with many more."""
+    options = _CODEC | _CONTAINER | {"max_streams": str(64 * MAX_STREAMS)}
+    try:
+        with av.open(f"file:{path.absolute()}", options=options, **_OPEN) as container:
+            return len(container.streams) > MAX_STREAMS
+    except (av.error.FFmpegError, OSError, ValueError):
+        return False
 
 
 def _check_limits(container: Any, path: Path) -> None:

@@ -34,7 +34,7 @@ def open_faces(recording: Recording, num_frames: int, detector: FaceDetector | N
         With reason ``missing_crops``, if aligned images are wanted and cannot be used.
     """
     if detector is None:
-        return CroppedFaces(list_crops(recording), num_frames)
+        return CroppedFaces(list_crops(recording, options.root), num_frames)
     return FaceTrack(detector, num_frames, options.detect_every, recording.face_side, options.detection)
 
 
@@ -247,7 +247,7 @@ def check_losses(losses: Losses, max_corrupt: float) -> None:
     ):
         if num_lost > max_corrupt * num_packets:
             share = num_lost / num_packets
-            found = f"{num_lost} of {num_packets} {kind} packets cannot be decoded: {share:.1%}"
+            found = f"{num_lost} of {num_packets} {kind} packets cannot be decoded, or not in their place: {share:.1%}"
             raise RecordingError("corrupt_packets", f"{found}, {max_corrupt:.1%} are allowed", share)
 
 

@@ -63,10 +63,7 @@ NO_PICTURE = Frame(2**62, np.zeros((0, 0, 3), np.uint8))
 
 @dataclass(frozen=True)
 class Losses:
-    """Packets of the picture and of the sound, how many of them gave nothing, and if the file breaks off.
-
-    A packet of the picture is lost if it cannot be decoded, or if its frame does not come in its place.
-    """
+    """Packets of picture and sound, how many gave nothing, or no frame in its place, and if the file breaks off."""
 
     num_video_packets: int = 0
     num_video_lost: int = 0
@@ -132,6 +129,7 @@ def _probe(path: Path, on_packet: Callable[[], object]) -> Timeline:
         timeline,
         zero_s=float(timeline.frame_time_s[0]) if is_avi else zero_s,
         num_unplaced=timeline.num_unplaced + num_unstamped,
+        num_stand_ins=survey.num_stand_ins,
         is_ordered=bool(is_packed or (is_avi and has_b_frames and (np.diff(pts_F) >= 0).all())),
         sound_lag_s=survey.lag_s,
     )
@@ -338,7 +336,8 @@ class _Picture:
     @property
     def num_lost(self) -> int:
         """Packets that failed, or frames that did not come, at the end; whichever are more."""
-        return max(self._num_failed, self._timeline.num_frames - self._num_placed)
+        num_missing = self._timeline.num_frames - self._num_placed - self._timeline.num_stand_ins
+        return max(self._num_failed, num_missing)
 
     def _place(self, index: int, frame: Any) -> Iterator[Frame]:
         """Yield what is wanted of the frames that are known to be in their place."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import logging
 import os
 import re
 import stat
@@ -21,6 +22,8 @@ from typing import Any
 
 from avfuse.atomic import digest_json
 from avfuse.schema import Range, Recording, RecordingError
+
+log = logging.getLogger(__name__)
 
 FORMAT_VERSION = 3
 CROP_SUFFIXES = (".jpg", ".jpeg", ".png")  # in the order of preference
@@ -192,15 +195,15 @@ class Source:
             annotation = _readable(read, traced, "annotation_invalid")
         inside = recording.path.is_relative_to(root)
         file = normal_name(recording.path.relative_to(root).as_posix() if inside else recording.path.name)
-        crops = _digest_crops(recording, on_read) if with_crops else None
+        crops = _digest_crops(recording, root, on_read) if with_crops else None
         return cls(recording.partition, recording.subject, file, video, annotation, recording.face_side, crops)
 
 
-def list_crops(recording: Recording) -> dict[int, Path]:
+def list_crops(recording: Recording, root: Path) -> dict[int, Path]:
     """Return the aligned images of a recording by the index of their frame: ``00001.jpg`` is that of frame 0.
 
     Numbers have five digits, or more from 100000 on. Of ``.jpg``, ``.jpeg`` and ``.png`` the first that is there
-    counts; other files are no aligned images, nor are links that lead out of the folder above.
+    counts; other files are no aligned images, nor are links that lead out of the corpus below `root`.
 
     Raises
     ------
@@ -212,11 +215,15 @@ def list_crops(recording: Recording) -> dict[int, Path]:
     if folder is None:
         raise RecordingError("missing_crops", f"the corpus has no folder of aligned images of {recording.name}")
     try:
-        inside = folder.parent.resolve()
         with os.scandir(folder) as entries:
-            found = [Path(entry.path) for entry in entries if _is_crop(entry, inside)]
+            named = [entry for entry in entries if _is_crop(entry)]
+        inside = root.resolve()
+        found = [Path(entry.path) for entry in named if not entry.is_symlink() or _leads_into(entry, inside)]
     except OSError as error:
         raise RecordingError("missing_crops", f"{folder} cannot be read ({error.strerror})") from error
+    if len(found) < len(named):
+        left_out = len(named) - len(found)
+        log.warning("%s: links that lead out of the corpus, or nowhere, left out: %d; copy the files", folder, left_out)
     found.sort(key=lambda path: (CROP_SUFFIXES.index(path.suffix.lower()), path.name), reverse=True)
     images = {int(path.stem) - 1: path for path in found}  # of two for one frame the last, which is the preferred
     if not images:
@@ -228,18 +235,23 @@ def list_crops(recording: Recording) -> dict[int, Path]:
     return dict(sorted(images.items()))
 
 
-def _is_crop(entry: os.DirEntry[str], inside: Path) -> bool:
-    """Whether a file is named as an aligned image, and is no link that leads out of a folder."""
+def _is_crop(entry: os.DirEntry[str]) -> bool:
+    """Whether something is named as an aligned image, and is a file or a link."""
     path = Path(entry.path)
-    if not _CROP_NUMBER.fullmatch(path.stem) or path.suffix.lower() not in CROP_SUFFIXES or not entry.is_file():
-        return False
-    return not entry.is_symlink() or path.resolve().is_relative_to(inside)
+    is_named = bool(_CROP_NUMBER.fullmatch(path.stem)) and path.suffix.lower() in CROP_SUFFIXES
+    return is_named and (entry.is_symlink() or entry.is_file())
 
 
-def _digest_crops(recording: Recording, on_read: Callable[[], object]) -> str:
+def _leads_into(entry: os.DirEntry[str], folder: Path) -> bool:
+    """Whether a link leads to a file below a folder."""
+    real = Path(os.path.realpath(entry.path))
+    return real.is_relative_to(folder) and real.is_file()
+
+
+def _digest_crops(recording: Recording, root: Path, on_read: Callable[[], object]) -> str:
     """Return a digest of the names and contents of the aligned images, which are read one by one."""
     digest, read = hashlib.sha256(), partial(_sha256, on_read=on_read)
-    for path in list_crops(recording).values():
+    for path in list_crops(recording, root).values():
         digest.update(f"{path.name}/{_readable(read, path, 'missing_crops')}\n".encode())
     return digest.hexdigest()
 

@@ -22,7 +22,7 @@ _DAMAGED = ("truncated", "unreadable")
 _VP8_SHOWN = 0x10  # of the first byte of a frame
 _PACKED = re.compile(rb"DivX\d+(?:Build|b)\d+p")  # how encoders say that packets of MPEG-4 hold several frames
 _REORDERED_FRAMES = 32  # that may lie between a frame's place in the file and the one in which it shows, and more
-_FALLING_SHARE = 0.02  # of the stamps, from which there are B-frames
+_MAX_STAND_IN_BYTES = 19  # of a packet of MPEG-4 that says that the picture before it goes on
 
 
 class Survey:
@@ -46,6 +46,8 @@ class Survey:
     ----------
     num_packets : int
         Of the picture; those that only hold what others refer to, as VP8 has them, are left out.
+    num_stand_ins : int
+        Of these packets, those that may say no more than that the picture before them goes on, as MPEG-4 can.
     decoding_stamps : array of int
         Of these packets.
     is_packed : bool
@@ -62,7 +64,7 @@ class Survey:
         self._stamps = array("q")  # of the frames that are shown
         self._num_unstamped = 0
         self.is_packed = False
-        self.num_packets = 0
+        self.num_packets = self.num_stand_ins = 0
         self.decoding_stamps = array("q")
         self._codec = "" if video is None or video.codec_context is None else video.codec_context.name
         self.lag_s = 0.0
@@ -100,6 +102,7 @@ class Survey:
         self.num_packets += 1
         if self.num_packets == 1 and self._codec == "mpeg4":
             self.is_packed = _PACKED.search(bytes(packet)) is not None
+        self.num_stand_ins += self._codec == "mpeg4" and packet.size <= _MAX_STAND_IN_BYTES
         if packet.dts is not None:
             self.decoding_stamps.append(packet.dts)
         if self.num_packets > MAX_FRAMES:
@@ -181,30 +184,31 @@ def decoded_stamps(path: Path, on_packet: Callable[[], object]) -> tuple[npt.NDA
 
 
 def _without_strays(stamps_F: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Return time stamps, in the order of the file, with those moved to where one is missing that lie far off.
+    """Return time stamps, in the order of the file, with those moved to where one is missing that are damaged.
 
-    Where none is missing, such a frame has the time stamp of its neighbour.
+    Damaged is one that lies farther from both of its neighbours than frames are ever moved by their order of decoding;
+    where none is missing, it gets that of its neighbour. So is one that meets another frame's, while its own is missing
+    between its neighbours.
     """
     steps = np.diff(np.unique(stamps_F))
     if len(steps) < 2:
         return stamps_F
     interval, turns = float(np.median(steps)), np.diff(stamps_F)
-    has_b_frames = float(np.mean(turns < 0)) >= _FALLING_SHARE
-    far = (_REORDERED_FRAMES if has_b_frames else 1.5) * interval
-    is_spike = (np.abs(turns[:-1]) > far) & (np.abs(turns[1:]) > far) & (np.sign(turns[:-1]) != np.sign(turns[1:]))
+    least = np.minimum(np.abs(turns[:-1]), np.abs(turns[1:]))
+    is_spike = (np.sign(turns[:-1]) != np.sign(turns[1:])) & (least > 1.5 * interval)
     is_spike &= np.abs(turns[:-1] + turns[1:]) <= _REORDERED_FRAMES * interval
     repaired_F = stamps_F.copy()
     for place in (1 + np.flatnonzero(is_spike)).tolist():
-        if has_b_frames and not _is_alone(stamps_F, place):
-            continue
-        around_F = stamps_F[[place - 1, place + 1]]
-        if has_b_frames:
+        before, stamp, after = stamps_F[place - 1 : place + 2].tolist()
+        if least[place - 1] > _REORDERED_FRAMES * interval and _is_alone(stamps_F, place):
             around_F = repaired_F[max(0, place - 2 * _REORDERED_FRAMES) : place + 2 * _REORDERED_FRAMES]
-        near = np.unique(around_F[np.abs(around_F - stamps_F[place - 1]) <= _REORDERED_FRAMES / 2 * interval])
-        gaps = np.diff(near)
-        widest = int(np.argmax(gaps)) if len(gaps) else -1
-        is_missing = widest >= 0 and gaps[widest] > 1.5 * interval
-        repaired_F[place] = (near[widest] + near[widest + 1]) // 2 if is_missing else stamps_F[place - 1]
+            near = np.unique(around_F[np.abs(around_F - before) <= _REORDERED_FRAMES / 2 * interval])
+            gaps = np.diff(near)
+            widest = int(np.argmax(gaps)) if len(gaps) else -1
+            is_missing = widest >= 0 and gaps[widest] > 1.5 * interval
+            repaired_F[place] = (near[widest] + near[widest + 1]) // 2 if is_missing else before
+        elif after - before > 1.5 * interval and np.sum(np.abs(stamps_F - stamp) <= interval / 4) > 1:
+            repaired_F[place] = (before + after) // 2
     return repaired_F
 
 

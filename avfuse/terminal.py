@@ -73,7 +73,7 @@ class _Formatter(logging.Formatter):
     """Writes out what would not be seen in tracebacks, too."""
 
     def formatException(self, ei: Any) -> str:
-        return as_lines(super().formatException(ei))
+        return as_lines(super().formatException(ei)).replace("\n", "\n    ")
 
 
 def make_console(stderr: bool = True) -> Console:
@@ -155,7 +155,7 @@ def print_table(table: ReportTable) -> None:
 
 def print_rows(columns: tuple[str, ...], rows: Iterable[tuple[str, ...]], title: str = "") -> None:
     """Print rows as a table."""
-    print_table(ReportTable(title, columns, tuple(rows), ()))
+    print_table(ReportTable(title, columns, tuple(tuple(map(as_line, row)) for row in rows), ()))
 
 
 def as_text(value: Any) -> str:

@@ -40,6 +40,8 @@ class Timeline:
         When a player starts to show the file, the start of its first stream, in seconds: what ratings count from.
     num_unplaced : int
         Frames that are left out, because another has their time stamp or they carry none.
+    num_stand_ins : int
+        Packets for which no frame may come, as they say no more than that the picture before goes on.
     is_ordered : bool
         Whether decoded frames are recognised by their decoding times instead, as the others are guesses.
     sound_lag_s : float
@@ -53,6 +55,7 @@ class Timeline:
     variable: bool
     zero_s: float = 0.0
     num_unplaced: int = 0
+    num_stand_ins: int = 0
     is_ordered: bool = False
     sound_lag_s: float = 0.0
 

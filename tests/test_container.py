@@ -1,10 +1,12 @@
 """Files are opened within limits, and read on behind what cannot be read; bad files themselves are in bad_files."""
 
+import errno
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import av
 import av.error
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from conftest import beep, write_video
 from avfuse import container as module
 from avfuse.container import MAX_FAILURES, Extent, Packets, check_sound, decode, open_file, video_stream
 from avfuse.media import probe
-from avfuse.schema import RecordingError
+from avfuse.schema import PassingError, RecordingError
 
 
 class Script:
@@ -116,3 +118,24 @@ def test_a_sound_that_nobody_records_is_refused(rate_hz: int, num_channels: int)
     with pytest.raises(RecordingError, match=f"has a sound of {rate_hz} Hz in {num_channels} channels") as caught:
         check_sound(rate_hz, num_channels, Path("a.mp4"))
     assert caught.value.reason == "over_limit"
+
+
+def test_too_many_streams_are_told_from_memory_that_is_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_video(tmp_path / "a.mp4", np.arange(20) / 25, sound_CS=beep(0.1, 0.8))
+    real, given = av.open, []
+
+    def short(file: str, **options: Any) -> Any:
+        given.append(options["options"]["max_streams"])
+        if len(given) == 1:
+            raise av.error.MemoryError(errno.ENOMEM, "Cannot allocate memory")
+        return real(file, **options)
+
+    monkeypatch.setattr(av, "open", short)
+    with pytest.raises(PassingError, match="an index larger than the memory that is there now") as caught:
+        open_file(path)
+    assert caught.value.reason == "over_limit"
+    monkeypatch.setattr("avfuse.container.MAX_STREAMS", 1)
+    given.clear()
+    with pytest.raises(RecordingError, match="more streams than the 1 allowed") as permanent:
+        open_file(path)
+    assert not isinstance(permanent.value, PassingError)

@@ -23,7 +23,7 @@ from crews import ToyJob, ToyWorker, recordings, tries
 
 from avfuse import engines, registry
 from avfuse.engines import MAX_RETRIES, Engine
-from avfuse.engines._dispatch import MAX_ACCUSED, Crew, Done, Event, Gone, Made, dispatch, sparse, tell_deaths
+from avfuse.engines._dispatch import MAX_ACCUSED, Crew, Done, Event, Gone, Made, Moved, dispatch, sparse, tell_deaths
 from avfuse.engines._process import portable
 from avfuse.engines.local import LocalEngine, num_cores
 from avfuse.schema import Receipt, Recording, RecordingError, UsageError
@@ -588,3 +588,28 @@ def test_no_wait_is_too_long_and_no_number_too_odd() -> None:
     assert len(list(dispatch(crew, recordings("good"), 1, lambda *_: None, 1e20))) == 1
     with pytest.raises(UsageError, match="stall_s=nan; give seconds"):
         LocalEngine(stall_s=float("nan"))
+
+
+@pytest.mark.parametrize("num_moved", [0, 1])
+def test_killers_end_no_run_in_which_others_are_at_work(num_moved: int) -> None:
+    """Five that kill at once, beside one whose clips are coming, or that has not killed anybody yet."""
+
+    class Slow(Murderous):
+        def give(self, rank: int, recording: Recording) -> bool:
+            if "long" not in recording.name:
+                return super().give(rank, recording)
+            self.given.append((rank, recording.name))
+            self.events.append((rank, Moved(recording.name, num_moved, 9)))
+            self.held = rank, Done(Receipt(recording.name, "extracted"))
+            return True
+
+        def wait(self, timeout_s: float | None) -> Iterator[tuple[int, Event]]:
+            if not self.events:  # the others have died as often as they may
+                self.events.append(self.held)
+                yield from PaperCrew.wait(self, timeout_s)
+                return
+            yield from super().wait(timeout_s)
+
+    fates = ["long", *["kill"] * 6]
+    found = list(dispatch(Slow(num_side_by_side=1), recordings(*fates), 2, lambda *_: None, 0.0))
+    assert sorted(receipt.recording for receipt in found) == [item.name for item in recordings(*fates)]

@@ -187,8 +187,16 @@ def test_a_recording_without_picture_is_black_and_its_sound_is_not_held() -> Non
     ("losses", "message", "share"),
     [
         (Losses(100, 5, 200, 10), None, None),
-        (Losses(100, 6, 200, 0), r"6 of 100 video packets cannot be decoded: 6\.0%, 5\.0% are allowed", 0.06),
-        (Losses(100, 0, 200, 11), r"11 of 200 audio packets cannot be decoded: 5\.5%, 5\.0% are allowed", 0.055),
+        (
+            Losses(100, 6, 200, 0),
+            r"6 of 100 video packets cannot be decoded, or not in their place: 6\.0%, 5\.0% are allowed",
+            0.06,
+        ),
+        (
+            Losses(100, 0, 200, 11),
+            r"11 of 200 audio packets cannot be decoded, or not in their place: 5\.5%, 5\.0% are allowed",
+            0.055,
+        ),
         (Losses(0, 0, 0, 0), None, None),
     ],
 )

@@ -139,13 +139,13 @@ def test_aligned_images_are_listed_by_frame(tmp_path: Path) -> None:
     recording = write_crops(folder, *images, *others)
     (folder / "00004.jpg").mkdir()
     listed = {0: "00001.jpg", 2: "00003.PNG", 9: "00010.jpeg", 99998: "99999.jpg", 99999: "100000.jpg"}
-    assert {index: path.name for index, path in list_crops(recording).items()} == listed
-    assert list(list_crops(recording)) == sorted(listed)
+    assert {index: path.name for index, path in list_crops(recording, tmp_path).items()} == listed
+    assert list(list_crops(recording, tmp_path)) == sorted(listed)
 
 
 def test_of_two_images_of_a_frame_one_is_preferred(tmp_path: Path) -> None:
     recording = write_crops(tmp_path / "v", "00001.png", "00001.jpg", "00001.jpeg", "00002.png", "00002.jpeg")
-    assert [path.name for path in list_crops(recording).values()] == ["00001.jpg", "00002.jpeg"]
+    assert [path.name for path in list_crops(recording, tmp_path).values()] == ["00001.jpg", "00002.jpeg"]
 
 
 def test_aligned_images_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
@@ -159,7 +159,7 @@ def test_aligned_images_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
     }
     for message, case in cases.items():
         with pytest.raises(RecordingError, match=message) as caught:
-            list_crops(case)
+            list_crops(case, tmp_path)
         assert caught.value.reason == "missing_crops"
         with pytest.raises(RecordingError, match=message):
             Source.of(case, tmp_path, with_crops=True)
@@ -212,7 +212,7 @@ def test_a_name_that_is_no_unicode_is_written_out() -> None:
     assert folder_name(normal_name(name)) == "caf%5Cxe9%2Ft%5Cxff"
 
 
-def test_aligned_images_that_are_links_stay_in_the_corpus(tmp_path: Path) -> None:
+def test_aligned_images_that_are_links_stay_in_the_corpus(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder, beside = tmp_path / "root" / "crops" / "v", tmp_path / "root" / "crops" / "w"
     for place in (folder, beside):
         place.mkdir(parents=True)
@@ -220,5 +220,9 @@ def test_aligned_images_that_are_links_stay_in_the_corpus(tmp_path: Path) -> Non
         path.write_bytes(b"0")
     (folder / "00002.jpg").symlink_to(beside / "00001.jpg")
     (folder / "00003.jpg").symlink_to(tmp_path / "secret.jpg")
+    (folder / "00004.jpg").symlink_to(folder / "00004.jpg")
+    (folder / "00005.jpg").symlink_to(tmp_path / "root" / "v.mp4.md5")
+    (tmp_path / "root" / "v.mp4.md5").write_bytes(b"1")
     recording = Recording("v", tmp_path / "root" / "v.mp4", "train", "v", crops=folder)
-    assert list(list_crops(recording)) == [0, 1]
+    assert list(list_crops(recording, tmp_path / "root")) == [0, 1, 4]
+    assert "links that lead out of the corpus, or nowhere, left out: 2" in caplog.text

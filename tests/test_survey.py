@@ -6,6 +6,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pytest
 
 from avfuse import survey as module
@@ -132,3 +134,34 @@ def test_what_cannot_be_read_to_its_end_may_pass(tmp_path: Path, monkeypatch: py
     with pytest.raises(PassingError, match=r"a\.ts cannot be read to its end \(No such file") as caught:
         certainly(look, path, lambda: None)
     assert caught.value.reason == "truncated"
+
+
+def in_order_of_decoding(rng: np.random.Generator, count: int, share: float) -> npt.NDArray[np.int64]:
+    """Return the stamps of frames of which some groups hold frames that show between others, also by levels."""
+    orders = ([0, 2, 1], [0, 3, 1, 2], [0, 4, 2, 1, 3], [0, 8, 4, 2, 1, 3, 6, 5, 7])
+    stamps: list[int] = []
+    while len(stamps) < count:
+        order = orders[rng.integers(len(orders))] if rng.random() < share else [0]
+        stamps += [40 * (len(stamps) + place) for place in order]
+    return np.array(stamps, np.int64)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.003, 0.01, 0.05, 1.0])
+def test_sound_time_stamps_stay_what_they_are(share: float) -> None:
+    rng = np.random.default_rng(round(1000 * share))
+    for _ in range(50):
+        stamps_F = in_order_of_decoding(rng, 400, share)
+        np.testing.assert_array_equal(module._without_strays(stamps_F), stamps_F)
+        gap = stamps_F + 40 * 200 * (stamps_F >= 40 * rng.integers(50, 350))
+        np.testing.assert_array_equal(module._without_strays(gap), gap)
+
+
+@pytest.mark.parametrize("shift", [10, 90, -7, 30_000])
+def test_a_damaged_time_stamp_is_moved_to_where_it_is_missing(shift: int) -> None:
+    rng = np.random.default_rng(abs(shift))
+    for share in (0.0, 1.0) if abs(shift) > 32 else (0.0,):
+        stamps_F = in_order_of_decoding(rng, 400, share)
+        place = int(rng.integers(100, 300))
+        damaged_F = stamps_F.copy()
+        damaged_F[place] += 40 * shift
+        np.testing.assert_array_equal(module._without_strays(damaged_F), stamps_F)

@@ -195,7 +195,7 @@ class _Desk:
         self._hands: dict[int, _Hand] = {}
         self._free = list(reversed(range(min(num_workers, len(recordings)))))  # numbers of workers to be
         self._num_unmade: defaultdict[int, int] = defaultdict(int)  # workers in a row that ended before any receipt
-        self._was_made = self._was_any_finished = False
+        self._was_made = self._has_any_worked = False
         self._accused: list[Receipt] = []  # of recordings that killed their workers, while none was finished
         self._clock_s = 0.0  # the time spent listening
         self.stopped: Receipt | None = None
@@ -246,6 +246,7 @@ class _Desk:
             case Made():
                 hand.capacity, self._was_made = max(1, event.num_side_by_side), True
             case Moved():
+                self._has_any_worked |= event.num_done > 0
                 self._on_progress(event.recording, event.num_done, event.total)
             case Done():
                 self._num_unmade[rank] = 0
@@ -258,7 +259,7 @@ class _Desk:
     def _note(self, receipt: Receipt) -> Iterator[Receipt]:
         """Yield a receipt, or begin to stop with it: it is the last one then."""
         if receipt.outcome in ("extracted", "failed"):
-            self._was_any_finished = True
+            self._has_any_worked = True
             yield from self.condemn()
         if receipt.outcome != "stopped":
             yield receipt
@@ -311,11 +312,15 @@ class _Desk:
                 self._suspects.append(recording)
             else:
                 self._accused.append(failed(recording, "worker_died", tell_deaths(deaths)))
-        if self._was_any_finished:
+        if self._has_any_worked:
             yield from self.condemn()
-        elif len(self._accused) >= MAX_ACCUSED and self.is_open:
+        elif len(self._accused) >= MAX_ACCUSED and self.is_open and not self._is_any_untried():
             told = f"{len(self._accused)} recordings killed their workers, none was finished: it may be this machine"
             raise ChildProcessError(errno.ECHILD, f"{told}; the last worker {gone.how}")
+
+    def _is_any_untried(self) -> bool:
+        """Whether a worker is at a recording that has killed none yet: it may be finished."""
+        return any(name not in self._deaths for hand in self._hands.values() for name in hand.held)
 
     def condemn(self) -> Iterator[Receipt]:
         """Yield the receipts of recordings that killed their workers."""
