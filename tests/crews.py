@@ -232,5 +232,6 @@ _FATES: dict[str, Fate] = {
 def drive(engine: str, folder: str, *fates: str) -> None:
     """Run an engine in a process of its own, for tests that look at it, or end it, from outside."""
     logging.basicConfig(level=logging.ERROR)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which shells have what they run in the background ignore
     for receipt in registry.load("engine", engine)().run(ToyJob(Path(folder)), recordings(*fates), 2, lambda *_: None):
         sys.stdout.write(f"{receipt.recording} {receipt.outcome}\n")
