@@ -134,7 +134,7 @@ class Packets:
 
     Attributes
     ----------
-    break_off : FFmpegError or None
+    break_off : str or None
         What ended the reading before the end of the file.
     """
 
@@ -143,7 +143,7 @@ class Packets:
         self._name = container.name.removeprefix("file:")
         self._streams = streams
         self._on_packet = on_packet
-        self.break_off: av.error.FFmpegError | None = None
+        self.break_off: str | None = None
 
     def __iter__(self) -> Iterator[Any]:
         num_failures = 0
@@ -155,7 +155,7 @@ class Packets:
                         self.break_off, num_failures = None, 0
                         yield packet
             except av.error.FFmpegError as error:
-                self.break_off, num_failures = error, num_failures + 1
+                self.break_off, num_failures = str(error), num_failures + 1
                 continue
             except IndexError:  # at the end PyAV stumbles over streams that appeared midway, of which it knows nothing
                 log.warning("%s has streams that appear midway; they are left out", self._name)
@@ -184,7 +184,7 @@ class Extent:
         if stamp * unit_s - self._start_s > MAX_DURATION_S or self._start_s < self._end_s - 2 * MAX_DURATION_S:
             _refuse_length(self._path, "its time stamps", max(self._end_s, stamp * unit_s) - self._start_s)
 
-    def missing_end(self, break_off: av.error.FFmpegError | None) -> list[RecordingError]:
+    def missing_end(self, break_off: str | None) -> list[RecordingError]:
         """Return an error if the file breaks off, or ends, in all its streams, before its header says."""
         if break_off is not None:
             return [RecordingError("truncated", f"{self._path} breaks off at {self._end_s:.3f} s: {break_off}")]

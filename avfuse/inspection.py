@@ -198,7 +198,7 @@ class _Scan:
         parts = ((video, self.picture), (audio, self.sound))
         self._parts = {stream.index: (stream, part) for stream, part in parts if stream is not None}
         self._extent = Extent(container, path)
-        self._break_off: av.error.FFmpegError | None = None
+        self._break_off: str | None = None
 
     @classmethod
     def of(cls, path: Path, on_packet: Callable[[], object]) -> _Scan:

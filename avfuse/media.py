@@ -205,7 +205,7 @@ class Reading:
         self._path = path
         self._timeline = timeline
         self._containers: list[Any] = []
-        self._break_offs: list[Exception] = []
+        self._breaks_off = False
         is_apart = sound and picture and timeline.sound_lag_s > MAX_LAG_S
         try:
             container = self._open()
@@ -237,7 +237,7 @@ class Reading:
             num_video_lost=picture.num_lost if picture else 0,
             num_audio_packets=sound.num_packets if sound else 0,
             num_audio_lost=sound.num_lost if sound else 0,
-            breaks_off=bool(self._break_offs),
+            breaks_off=self._breaks_off,
         )
 
     def __iter__(self) -> Iterator[Frame | Sound]:
@@ -271,8 +271,7 @@ class Reading:
             yield from part_of[packet.stream_index].decode(packet)
         for part in parts:
             yield from part.decode(None)
-        if packets.break_off is not None:
-            self._break_offs.append(packets.break_off)
+        self._breaks_off |= packets.break_off is not None
 
     def _tell_losses(self) -> None:
         for part, kind in ((self._picture, "video"), (self._sound, "audio")):

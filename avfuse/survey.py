@@ -48,10 +48,10 @@ class Survey:
         Of the picture; those that only hold what others refer to, as VP8 has them, are left out.
     num_stand_ins : int
         Of these packets, those that may say no more than that the picture before them goes on, as MPEG-4 can.
-    decoding_stamps : array of int
-        Of these packets.
     is_packed : bool
         Whether the picture is MPEG-4 with several frames in a packet, and empty ones behind it.
+    decoding_stamps : array of int
+        Of these packets, where it is.
     lag_s : float
         How far picture and sound lie apart in the order of the file, in seconds; see `Timeline.sound_lag_s`.
     sound_start_s, sound_end_s : float or None, float
@@ -103,7 +103,7 @@ class Survey:
         if self.num_packets == 1 and self._codec == "mpeg4":
             self.is_packed = _PACKED.search(bytes(packet)) is not None
         self.num_stand_ins += self._codec == "mpeg4" and packet.size <= _MAX_STAND_IN_BYTES
-        if packet.dts is not None:
+        if self.is_packed and packet.dts is not None:
             self.decoding_stamps.append(packet.dts)
         if self.num_packets > MAX_FRAMES:
             raise RecordingError("over_limit", f"{self._path} holds more frames than the {MAX_FRAMES} that are allowed")

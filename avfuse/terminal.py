@@ -64,16 +64,20 @@ def say(text: str, err: bool = False) -> None:
 
 
 def _with_unseen_written(record: logging.LogRecord) -> bool:
-    # Lines behind the first are moved in: none of them can be taken for a record of its own.
-    record.msg, record.args = as_lines(record.getMessage()).replace("\n", "\n    "), ()
+    record.msg, record.args = _as_record(record.getMessage()), ()
     return True
+
+
+def _as_record(text: str) -> str:
+    """Move lines behind the first in: none of them can be taken for a record of its own."""
+    return as_lines(text).replace("\n", "\n    ")
 
 
 class _Formatter(logging.Formatter):
     """Writes out what would not be seen in tracebacks, too."""
 
     def formatException(self, ei: Any) -> str:
-        return as_lines(super().formatException(ei)).replace("\n", "\n    ")
+        return _as_record(super().formatException(ei))
 
 
 def make_console(stderr: bool = True) -> Console:

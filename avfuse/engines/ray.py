@@ -93,25 +93,28 @@ class RayEngine(Engine):
         One that dies is replaced as often as one with a recording is.
         """
         with self._connected(1):
-            for attempt in range(1 + MAX_RETRIES):
-                room_for(self._takes)
-                post = _hire(self._takes).remote(logging.getLogger().getEffectiveLevel())
+            for _ in range(MAX_RETRIES):
                 try:
-                    self._await_room(post)
-                    answer, error = ray.get(post.answer.remote(pickle.dumps(function), sys.path))
+                    return self._ask_once(function)
                 except RayError as ending:
-                    told = f"the one that was asked {_tell_end(ending)}"
-                    log.warning("%s", told)
-                    if attempt == MAX_RETRIES:
-                        told = f"no worker could be made to extract with: {told}"
-                        raise ChildProcessError(errno.ECHILD, told) from ending
-                    continue
-                finally:
-                    with suppress(RayError):
-                        ray.kill(post)
-                if error is not None:
-                    raise error
-                break
+                    log.warning("the worker that was asked %s", _tell_end(ending))
+            try:
+                return self._ask_once(function)
+            except RayError as ending:
+                told = f"no worker could be made to extract with: the one that was asked {_tell_end(ending)}"
+                raise ChildProcessError(errno.ECHILD, told) from ending
+
+    def _ask_once(self, function: Callable[[], _Answer]) -> _Answer:
+        room_for(self._takes)
+        post = _hire(self._takes).remote(logging.getLogger().getEffectiveLevel())
+        try:
+            self._await_room(post)
+            answer, error = ray.get(post.answer.remote(pickle.dumps(function), sys.path))
+        finally:
+            with suppress(RayError):
+                ray.kill(post)
+        if error is not None:
+            raise error
         return cast(_Answer, answer)
 
     def _connected(self, num_workers: int) -> AbstractContextManager[None]:

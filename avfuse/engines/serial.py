@@ -10,7 +10,7 @@ from functools import partial
 from typing import ClassVar
 
 from avfuse.engines import Engine, Job, OnProgress
-from avfuse.engines._dispatch import deal_with
+from avfuse.engines._dispatch import deal_with, sparse
 from avfuse.schema import Receipt, Recording
 
 
@@ -31,7 +31,7 @@ class SerialEngine(Engine):
         worker = job(0)
         try:
             for recording in recordings:
-                receipt = deal_with(worker, recording, partial(on_progress, recording.name))
+                receipt = deal_with(worker, recording, sparse(partial(on_progress, recording.name)))
                 yield receipt
                 if receipt.outcome == "stopped":
                     return
