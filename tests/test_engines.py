@@ -325,6 +325,7 @@ def test_ray_says_when_nobody_can_answer(tmp_path: Path) -> None:
     make = registry.load("engine", "ray")
     with pytest.raises(ChildProcessError, match=r"no worker could be made .*the one that was asked died"):
         make().ask(partial(ToyJob(tmp_path, trouble="death"), 0))
+    assert len(crews.processes(tmp_path)) == 1 + MAX_RETRIES
     with pytest.raises(UsageError, match="no worker fits the Ray cluster, whose machines have up to 4 CPUs and 0 GPUs"):
         make(num_gpus=1.0).ask(os.getpid)
     with pytest.raises(UsageError, match=r"had no room for a worker for 0\.1 s: others take all of it"):
